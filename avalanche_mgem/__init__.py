@@ -1,0 +1,32 @@
+"""Restrict what an update may do to the past: plugins for Avalanche.
+
+The plugins are in `avalanche_mgem.plugins`; start there. Public names resolve on first use, because
+Avalanche itself takes seconds to import.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from avalanche_mgem.plugins import MGEMPlugin
+    from avalanche_mgem.strategies import MGEM
+
+__version__ = "0.1.0"
+
+_HOMES = {"MGEMPlugin": "avalanche_mgem.plugins", "MGEM": "avalanche_mgem.strategies"}
+
+__all__ = ["MGEM", "MGEMPlugin", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Methods, runs, comparisons and reports."""

@@ -1,0 +1,76 @@
+"""What one finished run leaves behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from avalanche_mgem.evaluation.matrix import (
+    Matrix,
+    average_accuracy,
+    backward_transfer,
+    forgetting,
+    forward_transfer,
+    learning_accuracy,
+)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One method trained on one stream with one seed.
+
+    Args:
+        method: name in the registry.
+        stream: name of the stream.
+        seed: of the stream, the model and the training.
+        accuracy: R, float [T, T]; NaN where it was not measured.
+        baseline: accuracies before any training, float [T]; NaN where not measured.
+        seconds: time spent in `strategy.train()`, evaluation left out.
+        restriction: what the restriction did, by metric name; empty for methods without one.
+        configuration: everything the run was started with, as JSON values.
+        versions: of the packages that decide the numbers.
+    """
+
+    method: str
+    stream: str
+    seed: int
+    accuracy: Matrix
+    baseline: np.ndarray[Any, np.dtype[np.float64]]
+    seconds: float
+    restriction: Mapping[str, float] = field(default_factory=dict)
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The scores of the table, in its order: acc, bwt, la, fwt, forgetting."""
+        return {
+            "acc": average_accuracy(self.accuracy),
+            "bwt": backward_transfer(self.accuracy),
+            "la": learning_accuracy(self.accuracy),
+            "fwt": forward_transfer(self.accuracy, self.baseline),
+            "forgetting": forgetting(self.accuracy),
+        }
+
+    def to_json(self) -> str:
+        """Return the run as JSON text; NaN becomes null."""
+        values = asdict(self)
+        values["accuracy"] = _without_nan(self.accuracy)
+        values["baseline"] = _without_nan(self.baseline)
+        return json.dumps(values, indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> RunResult:
+        """Read what `to_json` wrote."""
+        values = json.loads(text)
+        values["accuracy"] = np.array(values["accuracy"], dtype=np.float64)
+        values["baseline"] = np.array(values["baseline"], dtype=np.float64)
+        return cls(**values)
+
+
+def _without_nan(array: np.ndarray[Any, np.dtype[np.float64]]) -> Any:
+    return np.where(np.isnan(array), None, array.astype(object)).tolist()
