@@ -1,0 +1,1 @@
+"""Avalanche on one side, pure functions on tensors on the other."""

@@ -1,0 +1,234 @@
+"""Episodic memory: a few samples of every past task, split into the groups that give a row each."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from avalanche_mgem.arguments import one_of, positive_int
+from avalanche_mgem.bridge.batches import Batch, to_device
+from avalanche_mgem.model.randomness import preserved_random_state
+
+Split = Literal["random", "class"]
+Selection = Literal["random", "class-balanced", "ring"]
+Sample = Any
+
+
+@dataclass(frozen=True)
+class MemoryGroup:
+    """The samples behind one memory row.
+
+    Args:
+        batch: as the data set's collate function made it, on the memory's device.
+        share: of its task's groups: 1 / number of groups of the task.
+    """
+
+    batch: Batch
+    share: float
+
+
+class EpisodicMemory:
+    """Samples of past tasks, taken from their data sets and kept as ready-made batches.
+
+    Samples are read through the data set's "eval" transformations, so augmentation is never stored,
+    with all their fields: task labels, and whatever else the data set gives.
+
+    Args:
+        patterns_per_experience: samples kept of each task; all of them where a task has fewer. Where a
+            stream has no task boundaries, the size of the one reservoir.
+        groups: k, the number of groups each task's samples are split into; fewer where a task has
+            fewer samples (or classes) than that.
+        split: "random": disjoint groups whose sizes differ by at most one. "class": the classes of a
+            task, in sorted order, are dealt into the groups.
+        selection: "random": a uniform sample of the task (Avalanche's GEMPlugin). "class-balanced":
+            as equal a number of each class as the task allows. "ring": the last samples that the
+            training loop presented (GEM's published code). The ring holds them as they were
+            presented: augmented, if the stream augments, and with what other plugins put into the
+            minibatch, unless its task label is not the experience's.
+        device: where the batches are kept; None: where the data set's collate function leaves them.
+        seed: of the selection and the split.
+
+    Raises:
+        ValueError: an argument out of range, or more groups than patterns.
+    """
+
+    def __init__(
+        self,
+        patterns_per_experience: int,
+        *,
+        groups: int = 1,
+        split: Split = "random",
+        selection: Selection = "random",
+        device: torch.device | str | None = None,
+        seed: int | np.random.SeedSequence = 0,
+    ) -> None:
+        self.patterns_per_experience = positive_int(
+            "patterns_per_experience", patterns_per_experience
+        )
+        self.groups = positive_int("memory_groups", groups)
+        if self.groups > self.patterns_per_experience:
+            raise ValueError(
+                f"memory_groups={groups} needs at least {groups} patterns per experience, "
+                f"got patterns_per_experience={patterns_per_experience}"
+            )
+        self.split = one_of("memory_split", split, ("random", "class"))
+        self.selection = one_of("memory_selection", selection, ("random", "class-balanced", "ring"))
+        self.device = None if device is None else torch.device(device)
+        self._random = np.random.default_rng(seed)
+        self._tasks: list[list[MemoryGroup]] = []
+        self._open = _Pool()
+        self._open_groups: list[MemoryGroup] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of tasks whose memory is closed."""
+        return len(self._tasks)
+
+    def observe_dataset(self, dataset: Any) -> None:
+        """Take samples of the open task from `dataset`, all of it or a part of it at a time."""
+        if self.selection == "ring" or len(dataset) == 0:
+            return
+        with preserved_random_state():
+            self._open.merge(
+                dataset,
+                self._random.random(len(dataset)),
+                self.patterns_per_experience,
+                balanced=self.selection == "class-balanced",
+                with_labels=self.selection == "class-balanced" or self.split == "class",
+            )
+        self._open_groups = None
+
+    def observe_minibatch(self, batch: Batch, task_labels: Sequence[int] | None = None) -> None:
+        """Put a minibatch of the training loop into the ring; nothing for the other selections.
+
+        task_labels: of the experience; samples with another label (replayed ones) are left out.
+        """
+        if self.selection == "ring":
+            samples = _unbind(batch)
+            if task_labels is not None and isinstance(batch, list | tuple) and len(batch) > 2:
+                samples = [s for s in samples if int(s[-1]) in task_labels]
+            self._open.append(samples, self.patterns_per_experience)
+            self._open_groups = None
+
+    def close_task(self) -> None:
+        """End the open task: its samples become a memory that constrains what comes after."""
+        if len(self._open):
+            self._tasks.append(self.open_groups())
+        self._open, self._open_groups = _Pool(), None
+
+    def closed_groups(self) -> list[MemoryGroup]:
+        """The groups of all closed tasks, in the order of the tasks."""
+        return [group for task in self._tasks for group in task]
+
+    def open_groups(self) -> list[MemoryGroup]:
+        """The groups of the open task, as far as it has been observed."""
+        if self._open_groups is None:
+            parts = self._split_positions()
+            self._open_groups = [
+                MemoryGroup(to_device(self._open.collate(part), self.device), 1.0 / len(parts))
+                for part in parts
+            ]
+        return self._open_groups
+
+    def _split_positions(self) -> list[NDArray[np.int64]]:
+        size = len(self._open)
+        if size == 0:
+            return []
+        if self.split == "class":
+            labels = np.array(self._open.labels())
+            classes = np.unique(labels)
+            dealt = [classes[start :: self.groups] for start in range(self.groups)]
+            return [np.flatnonzero(np.isin(labels, part)) for part in dealt if len(part)]
+        order = self._random.permutation(size)
+        return [np.sort(part) for part in np.array_split(order, min(self.groups, size))]
+
+
+class _Pool:
+    """The samples kept of the open task, each with the random key that it won its place by."""
+
+    def __init__(self) -> None:
+        self._samples: list[Sample] = []
+        self._keys = np.empty(0)
+        self._labels = np.empty(0, dtype=np.int64)
+        self._collate: Callable[[list[Sample]], Batch] = default_collate
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def collate(self, positions: NDArray[np.int64]) -> Batch:
+        return self._collate([self._samples[i] for i in positions])
+
+    def labels(self) -> list[int]:
+        if len(self._labels) == len(self._samples):
+            return [int(label) for label in self._labels]
+        return [_label(sample) for sample in self._samples]
+
+    def append(self, samples: list[Sample], size: int) -> None:
+        """Keep the last `size` samples."""
+        self._samples = [*self._samples, *samples][-size:]
+
+    def merge(
+        self, dataset: Any, keys: NDArray[np.float64], size: int, *, balanced: bool, with_labels: bool
+    ) -> None:
+        """Keep the `size` samples with the largest keys, of what is here and of `dataset`.
+
+        Keys are independent and uniform, so what is kept is a uniform sample of all that was ever
+        merged; with `balanced`, of each class.
+        """
+        new_labels = _labels(dataset) if with_labels else np.zeros(len(dataset), dtype=np.int64)
+        all_keys = np.concatenate([self._keys, keys])
+        all_labels = np.concatenate([self._labels, new_labels])
+        kept = _largest(all_keys, all_labels if balanced else np.zeros_like(all_labels), size)
+        raw = dataset.eval() if hasattr(dataset, "eval") else dataset
+        here = len(self._samples)
+        self._samples = [self._samples[i] if i < here else raw[int(i) - here] for i in kept]
+        self._keys, self._labels = all_keys[kept], all_labels[kept]
+        self._collate = getattr(dataset, "collate_fn", None) or default_collate
+
+
+def _largest(
+    keys: NDArray[np.float64], labels: NDArray[np.int64], size: int
+) -> NDArray[np.int64]:
+    """Positions of the largest keys, sorted, with as equal a number for each label as there can be."""
+    order = np.argsort(-keys, kind="stable")
+    rank_in_class = np.empty(len(keys), dtype=np.int64)
+    seen: dict[int, int] = defaultdict(int)
+    for position in order:
+        label = int(labels[position])
+        rank_in_class[position] = seen[label]
+        seen[label] += 1
+    # First every class's best, then every class's second best: equal shares, whatever classes hold.
+    return np.sort(np.lexsort((-keys, rank_in_class))[:size])
+
+
+def _labels(dataset: Any) -> NDArray[np.int64]:
+    targets = getattr(dataset, "targets", None)
+    if targets is None:
+        raise ValueError(
+            "memory_split='class' and memory_selection='class-balanced' need a data set with "
+            "`targets`, as Avalanche's classification data sets have"
+        )
+    return np.fromiter((int(target) for target in targets), dtype=np.int64, count=len(dataset))
+
+
+def _label(sample: Sample) -> int:
+    if isinstance(sample, Mapping):
+        raise ValueError("memory_split='class' needs samples with a label in second place, got a mapping")
+    return int(sample[1])
+
+
+def _unbind(batch: Batch) -> list[Sample]:
+    """Cut a minibatch into its samples, on the CPU."""
+    if isinstance(batch, Mapping):
+        columns = {key: value.detach().cpu() for key, value in batch.items()}
+        size = len(next(iter(columns.values())))
+        return [{key: value[i] for key, value in columns.items()} for i in range(size)]
+    fields: list[Tensor] = [field.detach().cpu() for field in batch]
+    return [[field[i].clone() for field in fields] for i in range(len(fields[0]))]

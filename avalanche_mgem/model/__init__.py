@@ -1,0 +1,1 @@
+"""How a model's parameters and gradients are addressed; torch only, no Avalanche."""

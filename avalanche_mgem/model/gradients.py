@@ -1,0 +1,95 @@
+"""The gradients of a model's restricted parameters as the rows of one matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Parameters = Sequence[nn.Parameter]
+
+
+class GradientMatrix:
+    """One buffer [K + 1, P]: row 0 the current gradient, the others the memory's.
+
+    The buffer is made anew when the parameters or the number of rows change, and is no part of a copy
+    or a pickle: it is filled again at every iteration.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0, 0)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_buffer": torch.empty(0, 0)}
+
+    def fit(self, parameters: Parameters, n_rows: int) -> None:
+        """Make room for K = n_rows memory rows over these parameters.
+
+        The rows are float32, or float64 where a parameter is; half precision is not enough for the
+        dot products of long vectors.
+        """
+        shape = (n_rows + 1, sum(p.numel() for p in parameters))
+        wide = any(p.dtype == torch.float64 for p in parameters)
+        dtype = torch.float64 if wide else torch.float32
+        device = parameters[0].device
+        buffer = self._buffer
+        if buffer.shape != shape or buffer.dtype != dtype or buffer.device != device:
+            self._buffer = torch.zeros(shape, dtype=dtype, device=device)
+
+    @property
+    def gradient(self) -> Tensor:
+        """The current gradient, [P]; a view."""
+        return self._buffer[0]
+
+    @property
+    def rows(self) -> Tensor:
+        """The memory's gradients, [K, P]; a view."""
+        return self._buffer[1:]
+
+    def set_row(self, index: int, values: Sequence[Tensor | None], like: Parameters) -> None:
+        """Fill memory row `index` from one tensor a parameter of `like`; None is zero."""
+        self._fill(index + 1, values, like)
+
+    def set_gradient(self, values: Sequence[Tensor | None], like: Parameters) -> None:
+        """Fill row 0 from one tensor a parameter of `like`; None is zero."""
+        self._fill(0, values, like)
+
+    def _fill(self, index: int, values: Sequence[Tensor | None], like: Parameters) -> None:
+        row = self._buffer[index]
+        for value, columns in zip(values, positions(like), strict=True):
+            if value is None:
+                row[columns] = 0.0
+            else:
+                row[columns] = value.detach().reshape(-1)
+
+    def scale_rows(self, factors: Sequence[float], like: Parameters) -> None:
+        """Multiply each parameter's positions in the memory rows by its factor."""
+        for factor, columns in zip(factors, positions(like), strict=True):
+            if factor != 1.0:
+                self.rows[:, columns] *= factor
+
+    def hold_still(self, parameters: Parameters, held: Sequence[bool]) -> None:
+        """Set the positions of held parameters to zero in the gradient and in every memory row.
+
+        What will not move must be no part of the problem: a solution that counts on it would leave
+        the cone as soon as the held part of it is dropped.
+        """
+        for still, columns in zip(held, positions(parameters), strict=True):
+            if still:
+                self._buffer[:, columns] = 0.0
+
+
+def write_gradients(parameters: Parameters, vector: Tensor) -> None:
+    """Write the long vector [P] into the parameters' .grad; a gradient that is None stays None."""
+    for parameter, columns in zip(parameters, positions(parameters), strict=True):
+        if parameter.grad is not None:
+            parameter.grad.copy_(vector[columns].view_as(parameter.grad))
+
+
+def positions(parameters: Parameters) -> Iterator[slice]:
+    """Where each parameter lies in the long vector."""
+    start = 0
+    for parameter in parameters:
+        yield slice(start, start + parameter.numel())
+        start += parameter.numel()

@@ -1,0 +1,183 @@
+"""A model's parameters, divided into the modules that are restricted each on its own.
+
+The restricted parameters (those that require a gradient) are thought of as one long vector [P], in the
+order of `model.named_parameters()`. A partition names sets of positions of that vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import accumulate
+from typing import Literal
+
+from torch import nn
+
+from avalanche_mgem.arguments import positive_int, suggestion
+
+NamedParameters = Sequence[tuple[str, nn.Parameter]]
+ParameterGroups = (
+    int
+    | Literal["layer", "tensor"]
+    | Mapping[str, Sequence[str]]
+    | Callable[[nn.Module], Mapping[str, Sequence[str]]]
+)
+Unassigned = Literal["error", "free", "module"]
+
+REST = "rest"
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Disjoint, named sets of positions in the long vector of the restricted parameters.
+
+    Args:
+        names: of the M modules.
+        slices: of [0, size), one tuple a module; neighbouring tensors are joined.
+        size: P, the number of positions, those in no module included.
+    """
+
+    names: tuple[str, ...]
+    slices: tuple[tuple[slice, ...], ...]
+    size: int
+
+
+def restricted_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that training may move, by name; a shared parameter comes once."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def make_partition(
+    model: nn.Module,
+    parameter_groups: ParameterGroups = 1,
+    *,
+    unassigned_parameters: Unassigned = "error",
+) -> Partition:
+    """Divide the restricted parameters of `model` into modules.
+
+    Args:
+        model: whose parameters are divided; frozen ones are no part of it.
+        parameter_groups: an int k: k equal contiguous blocks in model order, sizes within one of each
+            other, tensors cut where a block ends. "layer": one module for each nn.Module that owns
+            parameters. "tensor": one for each parameter. A mapping {name: [patterns]}: shell patterns
+            on parameter names, or the names of submodules. A callable(model) that returns
+            {name: [parameter names]}.
+        unassigned_parameters: what becomes of restricted parameters that no pattern (or name) takes:
+            "error", "free" (they are not restricted) or "module" (they are a module of their own,
+            named "rest").
+
+    Raises:
+        ValueError: no trainable parameters, more blocks than positions, a pattern that matches no
+            parameter, a parameter in two modules, parameters left out.
+    """
+    parameters = restricted_parameters(model)
+    if not parameters:
+        raise ValueError("model has no parameter that requires a gradient: nothing to restrict")
+    if isinstance(parameter_groups, int):
+        return _equal_blocks(parameters, parameter_groups)
+    groups = _groups_by_name(model, parameters, parameter_groups)
+    return _from_names(parameters, groups, unassigned_parameters)
+
+
+def _equal_blocks(parameters: NamedParameters, count: int) -> Partition:
+    positive_int("parameter_groups", count)
+    size = sum(p.numel() for _, p in parameters)
+    if count > size:
+        raise ValueError(
+            f"parameter_groups={count} needs at least {count} trainable parameters, "
+            f"the model has {size}"
+        )
+    edges = [size * block // count for block in range(count + 1)]
+    slices = tuple((slice(a, b),) for a, b in zip(edges, edges[1:], strict=False))
+    names = ("all",) if count == 1 else tuple(f"block{block}" for block in range(count))
+    return Partition(names, slices, size)
+
+
+def _groups_by_name(
+    model: nn.Module, parameters: NamedParameters, parameter_groups: ParameterGroups
+) -> dict[str, list[str]]:
+    if parameter_groups == "tensor":
+        return {name: [name] for name, _ in parameters}
+    if parameter_groups == "layer":
+        layers: dict[str, list[str]] = {}
+        for name, _ in parameters:
+            layers.setdefault(name.rpartition(".")[0] or "(model)", []).append(name)
+        return layers
+    known = [name for name, _ in model.named_parameters()]
+    if isinstance(parameter_groups, Mapping):
+        return {group: _match(group, p, known) for group, p in parameter_groups.items()}
+    if not callable(parameter_groups):
+        raise ValueError(
+            "parameter_groups must be a whole number, 'layer', 'tensor', a mapping or a callable, "
+            f"got {parameter_groups!r}"
+        )
+    named = parameter_groups(model)
+    for group, names in named.items():
+        _require_known(group, names, known)
+    return {group: list(names) for group, names in named.items()}
+
+
+def _match(group: str, patterns: Sequence[str], known: Sequence[str]) -> list[str]:
+    if isinstance(patterns, str):
+        raise ValueError(
+            f"parameter_groups[{group!r}] must be a list of patterns, got the string {patterns!r}"
+        )
+    matched: dict[str, None] = {}
+    for pattern in patterns:
+        found = [n for n in known if fnmatchcase(n, pattern) or n.startswith(f"{pattern}.")]
+        if not found:
+            raise ValueError(
+                f"parameter_groups[{group!r}]: the pattern {pattern!r} matches no parameter; "
+                f"{suggestion(pattern, known)}"
+            )
+        matched.update(dict.fromkeys(found))
+    return list(matched)
+
+
+def _require_known(group: str, names: Iterable[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"parameter_groups: the callable put {name!r} into {group!r}, which is no "
+                f"parameter of the model; {suggestion(name, known)}"
+            )
+
+
+def _from_names(
+    parameters: NamedParameters, groups: Mapping[str, Sequence[str]], unassigned: Unassigned
+) -> Partition:
+    owner: dict[str, str] = {}
+    for group, names in groups.items():
+        for name in names:
+            if name in owner:
+                raise ValueError(
+                    f"parameter_groups: the parameter {name!r} is in both {owner[name]!r} "
+                    f"and {group!r}"
+                )
+            owner[name] = group
+    left = [name for name, _ in parameters if name not in owner]
+    if left and unassigned == "error":
+        raise ValueError(
+            f"parameter_groups leaves out {', '.join(map(repr, left))}; add a pattern for them, or "
+            f"pass unassigned_parameters='free' or 'module'"
+        )
+    if unassigned == "module":
+        owner.update(dict.fromkeys(left, REST))
+    return _from_owners(parameters, owner)
+
+
+def _from_owners(parameters: NamedParameters, owner: Mapping[str, str]) -> Partition:
+    stops = list(accumulate(p.numel() for _, p in parameters))
+    parts: dict[str, list[slice]] = {}
+    for (name, parameter), stop in zip(parameters, stops, strict=True):
+        if name not in owner:
+            continue
+        own = parts.setdefault(owner[name], [])
+        start = stop - parameter.numel()
+        if own and own[-1].stop == start:
+            start = own.pop().start
+        own.append(slice(start, stop))
+    if not parts:
+        raise ValueError("parameter_groups takes frozen parameters only: nothing to restrict")
+    return Partition(tuple(parts), tuple(map(tuple, parts.values())), stops[-1])

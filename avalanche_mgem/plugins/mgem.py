@@ -1,0 +1,282 @@
+"""Fine-grained gradient episodic memory as a plugin."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from avalanche.training.plugins import SupervisedPlugin
+from torch import Tensor, nn
+
+from avalanche_mgem.arguments import finite, one_of, positive_int
+from avalanche_mgem.bridge.batches import batch_gradient, restored_running_statistics
+from avalanche_mgem.bridge.boundaries import task_boundary
+from avalanche_mgem.bridge.memory import EpisodicMemory, MemoryGroup, Selection, Split
+from avalanche_mgem.model.gradients import GradientMatrix, write_gradients
+from avalanche_mgem.model.partition import (
+    ParameterGroups,
+    Partition,
+    Unassigned,
+    make_partition,
+    restricted_parameters,
+)
+from avalanche_mgem.model.randomness import RandomStream
+from avalanche_mgem.model.steps import StepRecorder
+from avalanche_mgem.restriction import (
+    ConstantSchedule,
+    DiagonalSolver,
+    DualSolver,
+    Projection,
+    QuadprogSolver,
+    Schedule,
+    project,
+)
+from avalanche_mgem.restriction.cone import Ridge
+
+_GEM_RIDGE = 1e-3
+
+
+class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
+    """Restrict every update so that it does no harm to the memory of past tasks.
+
+    Runs on `before_training_iteration` (the gradients of the memory), on `after_backward` (the
+    projection; on `before_update` and `after_update` with restrict="update") and on
+    `after_training_exp` (the memory of the task that ends). Source: "Fine-Grained Gradient
+    Restriction" (arXiv 2410.00868) on Gradient Episodic Memory (arXiv 1706.08840).
+
+    With one module and one group this is GEM, and equals Avalanche's GEMPlugin on the same memory.
+
+    Args:
+        patterns_per_experience: samples kept of each task; where a stream has no task boundaries, the
+            size of one reservoir.
+        memory_strength: gamma >= 0, the lower bound of the dual variables (not a margin of the
+            constraint), or a schedule, called with the 0-based `experience` and `iteration`. It acts
+            in modules with a violated row only. Undivided bounds with many groups can diverge, see
+            `memory_strength_per`.
+        parameter_groups: p-mGEM: the modules that are restricted each on its own. An int (equal
+            blocks), "layer", "tensor", {name: [patterns]} or a callable(model); see
+            `avalanche_mgem.model.partition.make_partition`. The paper leaves the partition open.
+        memory_groups: d-mGEM: the number of groups each task's memory is split into, a constraint
+            each.
+        solver: "exact" (quadprog), "approximate" (the diagonal of the Gram matrix) or any DualSolver.
+        restrict: "gradient" (as published; the guarantee holds for the step of plain SGD only) or
+            "update" (ours): what the optimiser would do, (theta_before - theta_after) / lr, is
+            projected, so the restriction holds to first order under momentum, Adam and weight decay.
+            Where parameter groups have different learning rates, the projection is taken in the
+            metric of the step, so that the constraint is on the step itself.
+        memory_split: "random" (default) or "class"; the paper leaves it open.
+        memory_selection: "random" (as Avalanche's GEMPlugin), "class-balanced" or "ring" (as GEM's
+            code); see EpisodicMemory.
+        memory_strength_per: "task" (default, ours: each row's bound is gamma / number of groups of its
+            task, which keeps the total push that of GEM) or "row" (gamma on every row).
+        ridge: "auto" (1e-3 absolute, as GEM, with one module and one group; otherwise relative),
+            "relative" or an absolute number > 0; see `avalanche_mgem.restriction.project`.
+        unassigned_parameters: parameters that no pattern takes: "error", "free" or "module".
+        unused_parameters: those without a gradient in a step, such as the heads of other tasks:
+            "exclude" (default, ours: they cannot move, so they are no part of the problem) or
+            "include" (as Avalanche's GEMPlugin: their part of the solution is lost, and the
+            constraint with it).
+        memory_batchnorm: the running statistics of normalisation layers in the memory's forward
+            passes: "update" (as GEM) or "restore".
+        memory_device: where the memory is kept; None: on the strategy's device.
+        seed: of the memory's selection and split and of dropout in the memory's forward passes. None:
+            torch's current initial seed. The global random states are never drawn from.
+
+    Attributes:
+        last_projection: what the last iteration's projection did; None where there was no memory yet.
+
+    Raises:
+        ValueError: an argument out of range, at construction; a partition that does not fit the
+            model, before the first iteration.
+    """
+
+    def __init__(
+        self,
+        patterns_per_experience: int,
+        memory_strength: float | Schedule = 0.5,
+        *,
+        parameter_groups: ParameterGroups = 1,
+        memory_groups: int = 1,
+        solver: Literal["exact", "approximate"] | DualSolver = "exact",
+        restrict: Literal["gradient", "update"] = "gradient",
+        memory_split: Split = "random",
+        memory_selection: Selection = "random",
+        memory_strength_per: Literal["task", "row"] = "task",
+        ridge: Literal["auto"] | Ridge = "auto",
+        unassigned_parameters: Unassigned = "error",
+        unused_parameters: Literal["exclude", "include"] = "exclude",
+        memory_batchnorm: Literal["update", "restore"] = "update",
+        memory_device: torch.device | str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        if seed is not None:
+            positive_int("seed", seed, minimum=0)
+        seeds = np.random.SeedSequence(torch.initial_seed() if seed is None else seed).spawn(2)
+        self.memory = EpisodicMemory(
+            patterns_per_experience,
+            groups=memory_groups,
+            split=memory_split,
+            selection=memory_selection,
+            device=memory_device,
+            seed=seeds[0],
+        )
+        self.memory_strength = _schedule(memory_strength)
+        self.parameter_groups = parameter_groups
+        self.solver = _solver(solver)
+        self.restrict = one_of("restrict", restrict, ("gradient", "update"))
+        self.memory_strength_per = one_of("memory_strength_per", memory_strength_per, ("task", "row"))
+        self.ridge: Ridge = _ridge(ridge, parameter_groups == 1 and memory_groups == 1)
+        self.unassigned_parameters: Unassigned = unassigned_parameters
+        one_of("unassigned_parameters", unassigned_parameters, ("error", "free", "module"))
+        self.unused_parameters = one_of("unused_parameters", unused_parameters, ("exclude", "include"))
+        self.memory_batchnorm = one_of("memory_batchnorm", memory_batchnorm, ("update", "restore"))
+        self.last_projection: Projection | None = None
+        self._random = RandomStream(int(seeds[1].generate_state(1)[0]))
+        self._matrix = GradientMatrix()
+        self._step = StepRecorder()
+        self._partitions = _PartitionCache()
+        self._strengths = torch.empty(0)  # one a memory row; empty: nothing to restrict with
+        self._experience = -1
+        self._boundaries_known = True
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Check that the partition fits the model; open the memory of a task that starts."""
+        boundary = task_boundary(strategy.experience)
+        self._boundaries_known = boundary.known
+        if boundary.starts:
+            self.memory.close_task()
+        if boundary.starts or not boundary.known:
+            self._experience += 1
+        if self.memory.device is None:
+            self.memory.device = strategy.device
+        self._partition(strategy.model)
+
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Compute one gradient for each group of the memory."""
+        self.last_projection = None
+        groups = self.memory.closed_groups()
+        if not self._boundaries_known:
+            groups = groups + self.memory.open_groups()
+        self._strengths = self._lower_bounds(groups, strategy.clock.train_iterations)
+        if groups:
+            self._compute_rows(strategy, groups)
+
+    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Project the gradient (restrict="gradient")."""
+        if self.restrict == "update" or not len(self._strengths):
+            return
+        parameters = _parameters(strategy.model)
+        gradients = [p.grad for p in parameters]
+        projection = self._project(strategy.model, parameters, gradients)
+        if projection.violated:
+            write_gradients(parameters, projection.gradient)
+
+    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+        """Remember where the parameters are (restrict="update")."""
+        if self.restrict == "update" and len(self._strengths):
+            self._step.start(_parameters(strategy.model), strategy.optimizer)
+
+    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+        """Project the step that the optimiser took (restrict="update")."""
+        if self.restrict == "gradient" or not len(self._strengths):
+            return
+        parameters = _parameters(strategy.model)
+        update = self._step.finish(parameters)
+        self._matrix.scale_rows(self._step.metric, parameters)
+        projection = self._project(strategy.model, parameters, update)
+        if projection.violated:
+            self._step.redo(parameters, projection.gradient)
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Put the minibatch into the memory's ring (memory_selection="ring")."""
+        labels = getattr(strategy.experience, "task_labels", None)
+        self.memory.observe_minibatch(strategy.mbatch, labels)
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Take samples of the experience; close the memory of a task that ends."""
+        self.memory.observe_dataset(strategy.experience.dataset)
+        if task_boundary(strategy.experience).ends:
+            self.memory.close_task()
+        self._strengths = torch.empty(0)
+        self._step.forget()
+
+    def _partition(self, model: nn.Module) -> Partition:
+        return self._partitions.get(model, self.parameter_groups, self.unassigned_parameters)
+
+    def _lower_bounds(self, groups: list[MemoryGroup], iteration: int) -> Tensor:
+        strength = self.memory_strength(experience=max(self._experience, 0), iteration=iteration)
+        strength = finite("memory_strength", strength, minimum=0.0)
+        per_task = self.memory_strength_per == "task"
+        return torch.tensor([strength * (g.share if per_task else 1.0) for g in groups])
+
+    def _compute_rows(self, strategy: Any, groups: list[MemoryGroup]) -> None:
+        parameters = _parameters(strategy.model)
+        self._matrix.fit(parameters, len(groups))
+        restore = self.memory_batchnorm == "restore"
+        statistics = restored_running_statistics(strategy.model) if restore else nullcontext()
+        with statistics, self._random.active(parameters[0].device):
+            for index, group in enumerate(groups):
+                gradients = batch_gradient(strategy, group.batch, parameters)
+                self._matrix.set_row(index, gradients, parameters)
+
+    def _project(
+        self, model: nn.Module, parameters: list[nn.Parameter], vectors: list[Tensor | None]
+    ) -> Projection:
+        self._matrix.set_gradient(vectors, parameters)
+        if self.unused_parameters == "exclude":
+            self._matrix.hold_still(parameters, [vector is None for vector in vectors])
+        self.last_projection = project(
+            self._matrix.gradient,
+            self._matrix.rows,
+            memory_strength=self._strengths,
+            modules=self._partition(model).slices,
+            solver=self.solver,
+            ridge=self.ridge,
+        )
+        return self.last_projection
+
+
+class _PartitionCache:
+    """The last partition, made anew when parameters come, go, grow or freeze."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._value: Partition | None = None
+
+    def get(self, model: nn.Module, groups: ParameterGroups, unassigned: Unassigned) -> Partition:
+        key = [(name, p.shape) for name, p in restricted_parameters(model)]
+        if self._value is None or key != self._key:
+            self._value = make_partition(model, groups, unassigned_parameters=unassigned)
+            self._key = key
+        return self._value
+
+
+def _parameters(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for _, parameter in restricted_parameters(model)]
+
+
+def _schedule(memory_strength: float | Schedule) -> Schedule:
+    if callable(memory_strength):
+        return memory_strength
+    return ConstantSchedule(finite("memory_strength", memory_strength, minimum=0.0))
+
+
+def _solver(solver: str | DualSolver) -> DualSolver:
+    if not isinstance(solver, str) and callable(solver):
+        return solver
+    name = one_of("solver", solver, ("exact", "approximate"))
+    return QuadprogSolver() if name == "exact" else DiagonalSolver()
+
+
+def _ridge(ridge: float | str, is_gem: bool) -> Ridge:
+    if ridge == "auto":
+        return _GEM_RIDGE if is_gem else "relative"
+    if ridge == "relative":
+        return "relative"
+    if isinstance(ridge, str):
+        raise ValueError(f"ridge must be 'auto', 'relative' or a number > 0, got {ridge!r}")
+    return finite("ridge", ridge, minimum=0.0, above=True)
