@@ -1,0 +1,123 @@
+"""The accuracy matrix R, filled while Avalanche evaluates."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from avalanche.benchmarks import OnlineCLExperience
+from avalanche.evaluation import PluginMetric
+from avalanche.evaluation.metric_results import MetricValue
+from avalanche.evaluation.metrics import Accuracy
+
+from avalanche_mgem.evaluation import matrix
+from avalanche_mgem.evaluation.matrix import Matrix
+
+_BASELINE = -1  # the row of the evaluation before any training
+
+
+class AccuracyMatrix(PluginMetric):  # type: ignore[misc]  # Avalanche ships no types
+    """R and its scores, from the evaluations of a stream between the experiences.
+
+    Evaluate the whole test stream after each training experience; for FWT also once before the first.
+    After each evaluation it emits, over the tasks trained so far, `ACC`, `LA`, `BWT`, `Forgetting` and
+    `FWT`, named `ACC/eval_phase/test_stream` and so on; a score that is not defined yet (BWT after one
+    task, FWT without the first evaluation) is left out.
+
+    A later evaluation during or after the same task takes the place of an earlier one. The
+    sub-experiences of an online stream count as the experience they were cut from.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._accuracy = Accuracy()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._trained = _BASELINE
+        self._values: dict[str, dict[int, dict[int, float]]] = {}
+        self._accuracy.reset()
+
+    def result(self, stream: str | None = None) -> Matrix:
+        """Return R, float [T, T], of the named stream (default: the first evaluated).
+
+        T is the number of tasks trained or evaluated, whichever is larger; NaN where not measured.
+        """
+        size = 1 + max(
+            (max([row, *columns]) for row, columns in self._rows(stream).items()), default=-1
+        )
+        return self._table(stream, range(size))
+
+    def baseline(self, stream: str | None = None) -> Matrix:
+        """Return the accuracies before any training, float [T]; NaN where not measured."""
+        return self._table(stream, [_BASELINE], len(self.result(stream)))[0]
+
+    def before_training_exp(self, strategy: Any) -> None:
+        """Note which task is trained now."""
+        self._trained = _task_index(strategy.experience)
+
+    def before_eval_exp(self, strategy: Any) -> None:
+        """Start counting."""
+        self._accuracy.reset()
+
+    def after_eval_iteration(self, strategy: Any) -> None:
+        """Count the right answers of a minibatch."""
+        self._accuracy.update(strategy.mb_output, strategy.mb_y)
+
+    def after_eval_exp(self, strategy: Any) -> None:
+        """Write one entry of R."""
+        experience = strategy.experience
+        rows = self._values.setdefault(experience.origin_stream.name, {})
+        row = rows.setdefault(self._trained, {})
+        row[experience.current_experience] = float(self._accuracy.result())
+
+    def after_eval(self, strategy: Any) -> list[MetricValue]:
+        """Emit the scores over the tasks trained so far."""
+        step = strategy.clock.train_iterations
+        return [
+            MetricValue(self, f"{name}/eval_phase/{stream}_stream", value, step)
+            for stream in {exp.origin_stream.name for exp in strategy.current_eval_stream}
+            for name, value in self._scores(stream).items()
+            if not math.isnan(value)
+        ]
+
+    def __str__(self) -> str:
+        return "AccuracyMatrix"
+
+    def _scores(self, stream: str) -> dict[str, float]:
+        if self._trained == _BASELINE:
+            return {}
+        done = self.result(stream)[: self._trained + 1, : self._trained + 1]
+        return {
+            "ACC": matrix.average_accuracy(done),
+            "LA": matrix.learning_accuracy(done),
+            "BWT": matrix.backward_transfer(done),
+            "Forgetting": matrix.forgetting(done),
+            "FWT": matrix.forward_transfer(done, self.baseline(stream)[: len(done)]),
+        }
+
+    def _rows(self, stream: str | None) -> dict[int, dict[int, float]]:
+        if stream is None:
+            stream = next(iter(self._values), "test")
+        return self._values.get(stream, {})
+
+    def _table(self, stream: str | None, rows: Any, width: int | None = None) -> Matrix:
+        known = self._rows(stream)
+        columns = range(len(rows) if width is None else width)
+        return np.array(
+            [[known.get(row, {}).get(column, math.nan) for column in columns] for row in rows],
+            dtype=np.float64,
+        ).reshape(len(rows), len(columns))
+
+
+def accuracy_matrix_metrics() -> list[PluginMetric]:
+    """Return the metrics to hand to Avalanche's EvaluationPlugin: one AccuracyMatrix."""
+    return [AccuracyMatrix()]
+
+
+def _task_index(experience: Any) -> int:
+    if isinstance(experience, OnlineCLExperience) and experience.origin_experience is not None:
+        return int(experience.origin_experience.current_experience)
+    return int(experience.current_experience)

@@ -1,0 +1,115 @@
+"""One method on one stream with one seed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from avalanche.logging import TensorboardLogger
+from avalanche.models import DynamicModule
+from avalanche.training.determinism.rng_manager import RNGManager
+from avalanche.training.plugins import EvaluationPlugin
+from torch import nn
+
+from avalanche_mgem.evaluation import (
+    AccuracyMatrix,
+    RestrictionMetric,
+    ScalarCSVLogger,
+)
+from avalanche_mgem.experiment.configuration import RunSpecification, versions
+from avalanche_mgem.experiment.result import RunResult
+from avalanche_mgem.model.randomness import preserved_random_state
+
+Progress = Callable[[float], None]  # the share of the run that is done, in [0, 1]
+
+
+def run(
+    specification: RunSpecification,
+    *,
+    tensorboard: Path | None = None,
+    metrics_csv: Path | None = None,
+    progress: Progress = lambda done: None,
+) -> RunResult:
+    """Train the method on every experience in turn and evaluate after each.
+
+    Unseen experiences are evaluated too (for FWT), unless the model has heads that grow: evaluating
+    those would change the model. The evaluation draws no random number that training would see.
+
+    Args:
+        specification: what to run.
+        tensorboard: folder of the TensorBoard log; None: none is written.
+        metrics_csv: file of the scalar metrics; None: none is written.
+        progress: called after each evaluation.
+    """
+    RNGManager.set_random_seeds(specification.seed)
+    scenario = specification.stream(specification.seed)
+    accuracy, restriction = AccuracyMatrix(), RestrictionMetric()
+    loggers = [TensorboardLogger(tensorboard)] if tensorboard else []
+    loggers += [ScalarCSVLogger(metrics_csv)] if metrics_csv else []
+    evaluator = EvaluationPlugin(accuracy, restriction, loggers=loggers or [_Silent()])
+    strategy = _build(specification, scenario, evaluator)
+    seconds = _train(strategy, scenario, progress)
+    return RunResult(
+        method=specification.method.name,
+        stream=specification.stream_name,
+        seed=specification.seed,
+        accuracy=accuracy.result("test"),
+        baseline=accuracy.baseline("test"),
+        seconds=seconds,
+        restriction=restriction.result(),
+        configuration=specification.description(),
+        versions=versions(),
+    )
+
+
+class _Silent:
+    """A logger that logs nothing: without any, EvaluationPlugin warns."""
+
+    def log_metrics(self, metric_values: object) -> None:
+        """Do nothing."""
+
+
+def _build(specification: RunSpecification, scenario: Any, evaluator: Any) -> Any:
+    training, method = specification.training, specification.method
+    model = specification.model(*_shape_and_classes(scenario))
+    return method.strategy(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=training.learning_rate),
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=training.batch_size,
+        train_epochs=training.epochs,
+        eval_mb_size=training.eval_batch_size,
+        device=training.device,
+        evaluator=evaluator,
+        **method.resolved_settings(training.memory, len(scenario.train_stream)),
+    )
+
+
+def _shape_and_classes(scenario: Any) -> tuple[tuple[int, ...], int]:
+    sample = scenario.train_stream[0].dataset[0][0]
+    labels = (max(exp.classes_in_this_experience) for exp in scenario.train_stream)
+    return tuple(sample.shape), int(max(labels)) + 1
+
+
+def _train(strategy: Any, scenario: Any, progress: Progress) -> float:
+    fixed_heads = not any(isinstance(m, DynamicModule) for m in strategy.model.modules())
+    steps, seconds = len(scenario.train_stream) + 1, 0.0
+    if fixed_heads:
+        _evaluate(strategy, scenario.test_stream)
+    progress(1 / steps)
+    for index, experience in enumerate(scenario.train_stream):
+        start = time.perf_counter()
+        strategy.train(experience)
+        seconds += time.perf_counter() - start
+        seen = scenario.test_stream if fixed_heads else scenario.test_stream[: index + 1]
+        _evaluate(strategy, seen)
+        progress((index + 2) / steps)
+    return seconds
+
+
+def _evaluate(strategy: Any, stream: Any) -> None:
+    with preserved_random_state():
+        strategy.eval(stream)
