@@ -41,7 +41,9 @@ def compare(
     experiences: Annotated[int, typer.Option(help="Length of the stream.")] = 10,
     train_per_experience: Annotated[
         int | None,
-        typer.Option(help="Training samples of each experience; default: 500 for digits, else all."),
+        typer.Option(
+            help="Training samples of each experience; default: 500 for digits, else all."
+        ),
     ] = None,
     test_per_experience: Annotated[
         int | None, typer.Option(help="Test samples of each experience; default: all.")

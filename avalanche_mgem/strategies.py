@@ -55,7 +55,7 @@ class _PluginStrategy(SupervisedTemplate):  # type: ignore[misc]  # Avalanche sh
                 self, model=model, optimizer=optimizer, plugins=added, **options
             )
 
-        cls.__init__ = __init__  # type: ignore[method-assign]
+        cls.__init__ = __init__  # type: ignore[assignment,method-assign]
         super().__init_subclass__(**kwargs)
         cls.__init__.__signature__ = _joined_signature(cls.PLUGIN)  # type: ignore[attr-defined]
 

@@ -35,6 +35,4 @@ def task_boundary(experience: Any) -> Boundary:
         return Boundary(known=True, starts=True, ends=True)
     if not experience.access_task_boundaries:
         return Boundary(known=False, starts=False, ends=False)
-    return Boundary(
-        known=True, starts=experience.is_first_subexp, ends=experience.is_last_subexp
-    )
+    return Boundary(known=True, starts=experience.is_first_subexp, ends=experience.is_last_subexp)

@@ -42,12 +42,12 @@ class EpisodicMemory:
     with all their fields: task labels, and whatever else the data set gives.
 
     Args:
-        patterns_per_experience: samples kept of each task; all of them where a task has fewer. Where a
-            stream has no task boundaries, the size of the one reservoir.
+        patterns_per_experience: samples kept of each task; all of them where a task has fewer.
+            Where a stream has no task boundaries, the size of the one reservoir.
         groups: k, the number of groups each task's samples are split into; fewer where a task has
             fewer samples (or classes) than that.
-        split: "random": disjoint groups whose sizes differ by at most one. "class": the classes of a
-            task, in sorted order, are dealt into the groups.
+        split: "random": disjoint groups whose sizes differ by at most one. "class": the classes of
+            a task, in sorted order, are dealt into the groups.
         selection: "random": a uniform sample of the task (Avalanche's GEMPlugin). "class-balanced":
             as equal a number of each class as the task allows. "ring": the last samples that the
             training loop presented (GEM's published code). The ring holds them as they were
@@ -175,7 +175,13 @@ class _Pool:
         self._samples = [*self._samples, *samples][-size:]
 
     def merge(
-        self, dataset: Any, keys: NDArray[np.float64], size: int, *, balanced: bool, with_labels: bool
+        self,
+        dataset: Any,
+        keys: NDArray[np.float64],
+        size: int,
+        *,
+        balanced: bool,
+        with_labels: bool,
     ) -> None:
         """Keep the `size` samples with the largest keys, of what is here and of `dataset`.
 
@@ -193,10 +199,8 @@ class _Pool:
         self._collate = getattr(dataset, "collate_fn", None) or default_collate
 
 
-def _largest(
-    keys: NDArray[np.float64], labels: NDArray[np.int64], size: int
-) -> NDArray[np.int64]:
-    """Positions of the largest keys, sorted, with as equal a number for each label as there can be."""
+def _largest(keys: NDArray[np.float64], labels: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Positions of the largest keys, sorted; as equal a number for each label as there can be."""
     order = np.argsort(-keys, kind="stable")
     rank_in_class = np.empty(len(keys), dtype=np.int64)
     seen: dict[int, int] = defaultdict(int)
@@ -220,7 +224,9 @@ def _labels(dataset: Any) -> NDArray[np.int64]:
 
 def _label(sample: Sample) -> int:
     if isinstance(sample, Mapping):
-        raise ValueError("memory_split='class' needs samples with a label in second place, got a mapping")
+        raise ValueError(
+            "memory_split='class' needs samples with a label in second place, got a mapping"
+        )
     return int(sample[1])
 
 

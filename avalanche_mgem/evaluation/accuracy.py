@@ -20,10 +20,10 @@ _BASELINE = -1  # the row of the evaluation before any training
 class AccuracyMatrix(PluginMetric):  # type: ignore[misc]  # Avalanche ships no types
     """R and its scores, from the evaluations of a stream between the experiences.
 
-    Evaluate the whole test stream after each training experience; for FWT also once before the first.
-    After each evaluation it emits, over the tasks trained so far, `ACC`, `LA`, `BWT`, `Forgetting` and
-    `FWT`, named `ACC/eval_phase/test_stream` and so on; a score that is not defined yet (BWT after one
-    task, FWT without the first evaluation) is left out.
+    Evaluate the whole test stream after each training experience; for FWT also once before the
+    first. After each evaluation it emits, over the tasks trained so far, `ACC`, `LA`, `BWT`,
+    `Forgetting` and `FWT`, named `ACC/eval_phase/test_stream` and so on; a score that is not
+    defined yet (BWT after one task, FWT without the first evaluation) is left out.
 
     A later evaluation during or after the same task takes the place of an earlier one. The
     sub-experiences of an online stream count as the experience they were cut from.
@@ -52,7 +52,7 @@ class AccuracyMatrix(PluginMetric):  # type: ignore[misc]  # Avalanche ships no 
 
     def baseline(self, stream: str | None = None) -> Matrix:
         """Return the accuracies before any training, float [T]; NaN where not measured."""
-        return self._table(stream, [_BASELINE], len(self.result(stream)))[0]
+        return self._table(stream, [_BASELINE], len(self.result(stream))).reshape(-1)
 
     def before_training_exp(self, strategy: Any) -> None:
         """Note which task is trained now."""

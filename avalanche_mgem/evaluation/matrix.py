@@ -1,7 +1,8 @@
 """What the accuracy matrix says about learning and remembering.
 
-R[t, i] is the test accuracy on task i after training on task t, both 0-based: float [T, T], NaN where
-it was not measured. Every function takes accuracies in [0, 1] and returns a float in the same unit.
+R[t, i] is the test accuracy on task i after training on task t, both 0-based: float [T, T], NaN
+where it was not measured. Every function takes accuracies in [0, 1] and returns a float in the same
+unit.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def backward_transfer(accuracy: Matrix) -> float:
 
 
 def forgetting(accuracy: Matrix) -> float:
-    """Forgetting = -BWT: the accuracy lost on the earlier tasks, on average; NaN for a single task."""
+    """Forgetting = -BWT: the mean accuracy lost on the earlier tasks; NaN for a single task."""
     return -backward_transfer(accuracy)
 
 

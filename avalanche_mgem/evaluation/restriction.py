@@ -23,9 +23,9 @@ class RestrictionMetric(PluginMetric):  # type: ignore[misc]  # Avalanche ships 
     """How often and how far the gradient was moved, over the iterations that had a memory.
 
     `Restriction_ViolatedIterations`: share of the iterations in which some row was violated in some
-    module. `Restriction_RelativeChange`: mean of ||z - g|| / ||g||. `Restriction_Cosine`: mean of the
-    cosine of z and g. All are 0, 0 and 1 in an iteration without violation, and are left out where
-    there was no memory, as in the first experience.
+    module. `Restriction_RelativeChange`: mean of ||z - g|| / ||g||. `Restriction_Cosine`: mean of
+    the cosine of z and g. All are 0, 0 and 1 in an iteration without violation, and are left out
+    where there was no memory, as in the first experience.
 
     Args:
         minibatch: emit the values of every iteration too, with `_MB` in their name.

@@ -1,7 +1,7 @@
 """Methods, runs and comparisons.
 
-`compare` trains methods on a stream and shows how they compare; `METHODS` are those that are known by
-name; a `Method` of one's own joins them.
+`compare` trains methods on a stream and shows how they compare; `METHODS` are those that are known
+by name; a `Method` of one's own joins them.
 """
 
 from avalanche_mgem.experiment.compare import RunsFailedError, compare

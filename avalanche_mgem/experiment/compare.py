@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.experiment.configuration import NamedStream, RunSpecification, Training
+from avalanche_mgem.experiment.csv_files import write_accuracy_csv, write_csv
 from avalanche_mgem.experiment.models import MLPFactory, ModelFactory
 from avalanche_mgem.experiment.plots import plot_accuracy, plot_tradeoff
 from avalanche_mgem.experiment.registry import METHODS, Method, select_methods
-from avalanche_mgem.experiment.report import results_table, write_accuracy_csv, write_csv
+from avalanche_mgem.experiment.report import results_table
 from avalanche_mgem.experiment.result import RunResult
 from avalanche_mgem.experiment.store import ResultStore
 from avalanche_mgem.experiment.workers import Outcome, run_here, run_in_workers
@@ -48,10 +48,10 @@ def compare(
 
     Args:
         methods: names in METHODS, or methods of your own.
-        stream: called with a seed, returns an Avalanche scenario with a train and a test stream of as
-            many experiences; `NamedStream` makes one of ours by name.
-        seeds: how many (0, 1, ...), or which. A seed decides the stream, the model and the training,
-            so all methods see the same stream.
+        stream: called with a seed, returns an Avalanche scenario with a train and a test stream of
+            as many experiences; `NamedStream` makes one of ours by name.
+        seeds: how many (0, 1, ...), or which. A seed decides the stream, the model and the
+            training, so all methods see the same stream.
         model: called with a sample's shape and the number of classes, returns a model; default: a
             perceptron with two hidden layers of 100.
         training: how every method trains.
@@ -119,7 +119,10 @@ def _finish(
 
         for key, outcome in _outcomes(todo, store, report, jobs):
             under_way.pop(key, None)
-            (finished if isinstance(outcome, RunResult) else failures)[key] = outcome  # type: ignore[index]
+            if isinstance(outcome, RunResult):
+                finished[key] = outcome
+            else:
+                failures[key] = outcome
             progress.update(task, completed=len(finished) + sum(under_way.values()))
             progress.console.print(_outcome_line(keyed[key], outcome), highlight=False)
     return finished, failures
@@ -156,11 +159,9 @@ def _outcome_line(specification: RunSpecification, outcome: RunResult | BaseExce
 def _present(results: list[RunResult], store: ResultStore, console: Console) -> None:
     write_csv(results, store.folder / "results.csv")
     write_accuracy_csv(results, store.folder / "accuracy.csv")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        plot_accuracy(results, store.folder / "accuracy.png")
-        plot_tradeoff(results, store.folder / "tradeoff.png")
-    console.print(results_table(results))
+    plot_accuracy(results, store.folder / "accuracy.png")
+    plot_tradeoff(results, store.folder / "tradeoff.png")
+    console.print(results_table(results, console.width))
     console.print(f"Table, plots and runs: {store.folder}", highlight=False)
     console.print(f"Watch: tensorboard --logdir {store.folder / 'tensorboard'}", highlight=False)
 

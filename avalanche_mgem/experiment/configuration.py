@@ -84,8 +84,14 @@ class RunSpecification:
         """Name of the stream, for people."""
         return str(getattr(self.stream, "name", getattr(self.stream, "__name__", "stream")))
 
-    def description(self) -> dict[str, Any]:
-        """Return the run as JSON values: what decides its result, and nothing else."""
+    def description(self, n_experiences: int | None = None) -> dict[str, Any]:
+        """Return the run as JSON values: what decides its result, and nothing else.
+
+        With the length of the stream, memory sizes are numbers.
+        """
+        settings = self.method.settings
+        if n_experiences is not None:
+            settings = self.method.resolved_settings(self.training.memory, n_experiences)
         # Where the data lies and how much is evaluated at a time decide nothing.
         training = {k: v for k, v in asdict(self.training).items() if k != "eval_batch_size"}
         stream = _describe(self.stream)
@@ -94,7 +100,7 @@ class RunSpecification:
             stream["arguments"] = {k: v for k, v in arguments.items() if k not in _PLACES}
         return {
             "strategy": _describe(self.method.strategy),
-            "settings": {k: _describe(v) for k, v in sorted(self.method.settings.items())},
+            "settings": {k: _describe(v) for k, v in sorted(settings.items())},
             "stream": stream,
             "seed": self.seed,
             "model": _describe(self.model),

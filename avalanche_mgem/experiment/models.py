@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -26,7 +27,7 @@ class MLPFactory:
         """Return a new perceptron, initialised from torch's global random state."""
         widths = [math.prod(sample_shape), *self.hidden]
         layers: list[nn.Module] = [nn.Flatten()]
-        for width_in, width_out in zip(widths, widths[1:], strict=False):
+        for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, width_out), nn.ReLU()]
         return nn.Sequential(*layers, nn.Linear(widths[-1], n_classes))
 

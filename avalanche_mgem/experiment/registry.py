@@ -50,8 +50,8 @@ class Method:
     Args:
         name: under which its results are shown.
         strategy: called with Avalanche's usual keyword arguments (model, optimizer, criterion,
-            train_mb_size, train_epochs, eval_mb_size, device, evaluator) and the settings; a strategy
-            class, or a function that returns a strategy.
+            train_mb_size, train_epochs, eval_mb_size, device, evaluator) and the settings; a
+            strategy class, or a function that returns a strategy.
         settings: further keyword arguments; a `Memory` stands for a number of patterns.
         description: one line.
     """
@@ -132,8 +132,8 @@ def select_methods(
         changes: {method name: {setting: value}}.
 
     Raises:
-        ValueError: an unknown method or setting, with the nearest names; the same name twice; changes
-            to a method that is not compared.
+        ValueError: an unknown method or setting, with the nearest names; the same name twice;
+            changes to a method that is not compared.
     """
     chosen: dict[str, Method] = {}
     for entry in methods:

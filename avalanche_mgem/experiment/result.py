@@ -73,4 +73,6 @@ class RunResult:
 
 
 def _without_nan(array: np.ndarray[Any, np.dtype[np.float64]]) -> Any:
-    return np.where(np.isnan(array), None, array.astype(object)).tolist()
+    objects = array.astype(object)
+    objects[np.isnan(array)] = None
+    return objects.tolist()

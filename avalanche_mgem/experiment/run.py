@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def run(
     *,
     tensorboard: Path | None = None,
     metrics_csv: Path | None = None,
-    progress: Progress = lambda done: None,
+    progress: Progress = lambda _: None,
 ) -> RunResult:
     """Train the method on every experience in turn and evaluate after each.
 
@@ -44,6 +45,18 @@ def run(
         metrics_csv: file of the scalar metrics; None: none is written.
         progress: called after each evaluation.
     """
+    with warnings.catch_warnings():
+        # Avalanche tells its own code of removals in 0.7; nothing a user of this could act on.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="avalanche\\.")
+        return _run(specification, tensorboard, metrics_csv, progress)
+
+
+def _run(
+    specification: RunSpecification,
+    tensorboard: Path | None,
+    metrics_csv: Path | None,
+    progress: Progress,
+) -> RunResult:
     RNGManager.set_random_seeds(specification.seed)
     scenario = specification.stream(specification.seed)
     accuracy, restriction = AccuracyMatrix(), RestrictionMetric()
@@ -60,7 +73,7 @@ def run(
         baseline=accuracy.baseline("test"),
         seconds=seconds,
         restriction=restriction.result(),
-        configuration=specification.description(),
+        configuration=specification.description(len(scenario.train_stream)),
         versions=versions(),
     )
 

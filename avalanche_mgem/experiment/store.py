@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from avalanche_mgem.experiment.result import RunResult
+from avalanche_mgem.files import write_atomically
 
 _MARK = "avalanche-mgem.json"
 
@@ -35,7 +34,7 @@ class ResultStore:
             )
         self.runs.mkdir(parents=True, exist_ok=True)
         if not mark.exists():
-            write_atomically(mark, json.dumps({"format": 1}) + "\n")
+            write_atomically(mark, json.dumps({"format": 1}).encode() + b"\n")
 
     @property
     def runs(self) -> Path:
@@ -49,7 +48,7 @@ class ResultStore:
 
     def save(self, key: str, result: RunResult) -> None:
         """Write a finished run; it is there whole, or not at all."""
-        write_atomically(self.runs / f"{key}.json", result.to_json() + "\n")
+        write_atomically(self.runs / f"{key}.json", result.to_json().encode() + b"\n")
 
     def tensorboard(self, key: str) -> Path:
         """Folder of the run's TensorBoard log."""
@@ -63,17 +62,3 @@ class ResultStore:
         """Remove the logs of a run that was stopped before it finished."""
         shutil.rmtree(self.tensorboard(key), ignore_errors=True)
         self.metrics_csv(key).unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that no reader ever sees a part of it, and a failure leaves the old one."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -13,8 +13,8 @@ Parameters = Sequence[nn.Parameter]
 class GradientMatrix:
     """One buffer [K + 1, P]: row 0 the current gradient, the others the memory's.
 
-    The buffer is made anew when the parameters or the number of rows change, and is no part of a copy
-    or a pickle: it is filled again at every iteration.
+    The buffer is made anew when the parameters or the number of rows change, and is no part of a
+    copy or a pickle: it is filled again at every iteration.
     """
 
     def __init__(self) -> None:

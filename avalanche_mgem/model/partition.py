@@ -1,7 +1,7 @@
 """A model's parameters, divided into the modules that are restricted each on its own.
 
-The restricted parameters (those that require a gradient) are thought of as one long vector [P], in the
-order of `model.named_parameters()`. A partition names sets of positions of that vector.
+The restricted parameters (those that require a gradient) are thought of as one long vector [P], in
+the order of `model.named_parameters()`. A partition names sets of positions of that vector.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Literal
 
 from torch import nn
@@ -58,13 +58,14 @@ def make_partition(
 
     Args:
         model: whose parameters are divided; frozen ones are no part of it.
-        parameter_groups: an int k: k equal contiguous blocks in model order, sizes within one of each
-            other, tensors cut where a block ends. "layer": one module for each nn.Module that owns
-            parameters. "tensor": one for each parameter. A mapping {name: [patterns]}: shell patterns
-            on parameter names, or the names of submodules. A callable(model) that returns
+        parameter_groups: an int k: k equal contiguous blocks in model order, sizes within one of
+            each other, tensors cut where a block ends. "layer": one module for each nn.Module that
+            owns parameters. "tensor": one for each parameter. A mapping {name: [patterns]}: shell
+            patterns on parameter names, or the names of submodules. A callable(model) that returns
             {name: [parameter names]}.
-        unassigned_parameters: what becomes of restricted parameters that no pattern (or name) takes:
-            "error", "free" (they are not restricted) or "module" (they are a module of their own,
+        unassigned_parameters: what becomes of restricted parameters that no pattern (or name)
+            takes: "error", "free" (they are not restricted) or "module" (they are a module of their
+                own,
             named "rest").
 
     Raises:
@@ -89,7 +90,7 @@ def _equal_blocks(parameters: NamedParameters, count: int) -> Partition:
             f"the model has {size}"
         )
     edges = [size * block // count for block in range(count + 1)]
-    slices = tuple((slice(a, b),) for a, b in zip(edges, edges[1:], strict=False))
+    slices = tuple((slice(a, b),) for a, b in pairwise(edges))
     names = ("all",) if count == 1 else tuple(f"block{block}" for block in range(count))
     return Partition(names, slices, size)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 def preserved_random_state() -> Iterator[None]:
     """Put the global random states of Python, numpy and torch (all devices) back on the way out."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=devices):
         try:
             yield
@@ -28,7 +28,8 @@ class RandomStream:
     """A torch random state of its own, for code that draws from the global one.
 
     Inside `active(device)` the global state of the CPU and of that device is this stream's; on the
-    way out it is what it was, and the stream remembers where it stopped. It pickles and deep-copies.
+    way out it is what it was, and the stream remembers where it stopped. It pickles and
+    deep-copies.
 
     Args:
         seed: where the stream starts, on every device.

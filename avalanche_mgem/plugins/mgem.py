@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -50,28 +49,29 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
     With one module and one group this is GEM, and equals Avalanche's GEMPlugin on the same memory.
 
     Args:
-        patterns_per_experience: samples kept of each task; where a stream has no task boundaries, the
-            size of one reservoir.
+        patterns_per_experience: samples kept of each task; where a stream has no task boundaries,
+            the size of one reservoir.
         memory_strength: gamma >= 0, the lower bound of the dual variables (not a margin of the
-            constraint), or a schedule, called with the 0-based `experience` and `iteration`. It acts
-            in modules with a violated row only. Undivided bounds with many groups can diverge, see
-            `memory_strength_per`.
+            constraint), or a schedule, called with the 0-based `experience` and `iteration`. It
+            acts in modules with a violated row only. Undivided bounds with many groups can diverge,
+            see `memory_strength_per`.
         parameter_groups: p-mGEM: the modules that are restricted each on its own. An int (equal
             blocks), "layer", "tensor", {name: [patterns]} or a callable(model); see
             `avalanche_mgem.model.partition.make_partition`. The paper leaves the partition open.
         memory_groups: d-mGEM: the number of groups each task's memory is split into, a constraint
             each.
-        solver: "exact" (quadprog), "approximate" (the diagonal of the Gram matrix) or any DualSolver.
+        solver: "exact" (quadprog), "approximate" (the diagonal of the Gram matrix) or any
+            DualSolver.
         restrict: "gradient" (as published; the guarantee holds for the step of plain SGD only) or
             "update" (ours): what the optimiser would do, (theta_before - theta_after) / lr, is
-            projected, so the restriction holds to first order under momentum, Adam and weight decay.
-            Where parameter groups have different learning rates, the projection is taken in the
-            metric of the step, so that the constraint is on the step itself.
+            projected, so the restriction holds to first order under momentum, Adam and weight
+            decay. Where parameter groups have different learning rates, the projection is taken in
+            the metric of the step, so that the constraint is on the step itself.
         memory_split: "random" (default) or "class"; the paper leaves it open.
         memory_selection: "random" (as Avalanche's GEMPlugin), "class-balanced" or "ring" (as GEM's
             code); see EpisodicMemory.
-        memory_strength_per: "task" (default, ours: each row's bound is gamma / number of groups of its
-            task, which keeps the total push that of GEM) or "row" (gamma on every row).
+        memory_strength_per: "task" (default, ours: each row's bound is gamma / number of groups of
+            its task, which keeps the total push that of GEM) or "row" (gamma on every row).
         ridge: "auto" (1e-3 absolute, as GEM, with one module and one group; otherwise relative),
             "relative" or an absolute number > 0; see `avalanche_mgem.restriction.project`.
         unassigned_parameters: parameters that no pattern takes: "error", "free" or "module".
@@ -82,11 +82,12 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         memory_batchnorm: the running statistics of normalisation layers in the memory's forward
             passes: "update" (as GEM) or "restore".
         memory_device: where the memory is kept; None: on the strategy's device.
-        seed: of the memory's selection and split and of dropout in the memory's forward passes. None:
-            torch's current initial seed. The global random states are never drawn from.
+        seed: of the memory's selection and split and of dropout in the memory's forward passes.
+            None: torch's current initial seed. The global random states are never drawn from.
 
     Attributes:
-        last_projection: what the last iteration's projection did; None where there was no memory yet.
+        last_projection: what the last iteration's projection did; None where there was no memory
+            yet.
 
     Raises:
         ValueError: an argument out of range, at construction; a partition that does not fit the
@@ -128,11 +129,15 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         self.parameter_groups = parameter_groups
         self.solver = _solver(solver)
         self.restrict = one_of("restrict", restrict, ("gradient", "update"))
-        self.memory_strength_per = one_of("memory_strength_per", memory_strength_per, ("task", "row"))
+        self.memory_strength_per = one_of(
+            "memory_strength_per", memory_strength_per, ("task", "row")
+        )
         self.ridge: Ridge = _ridge(ridge, parameter_groups == 1 and memory_groups == 1)
         self.unassigned_parameters: Unassigned = unassigned_parameters
         one_of("unassigned_parameters", unassigned_parameters, ("error", "free", "module"))
-        self.unused_parameters = one_of("unused_parameters", unused_parameters, ("exclude", "include"))
+        self.unused_parameters = one_of(
+            "unused_parameters", unused_parameters, ("exclude", "include")
+        )
         self.memory_batchnorm = one_of("memory_batchnorm", memory_batchnorm, ("update", "restore"))
         self.last_projection: Projection | None = None
         self._random = RandomStream(int(seeds[1].generate_state(1)[0]))

@@ -1,7 +1,7 @@
 """How a gradient is restricted: pure functions on tensors, no model and no Avalanche.
 
-`project` moves a gradient into the cone of those that do no harm to the memory. A dual solver decides
-how strongly each memory row pushes; a schedule decides how strongly it must push at least.
+`project` moves a gradient into the cone of those that do no harm to the memory. A dual solver
+decides how strongly each memory row pushes; a schedule decides how strongly it must push at least.
 """
 
 from avalanche_mgem.restriction.cone import Projection, project

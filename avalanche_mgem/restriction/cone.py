@@ -1,12 +1,14 @@
 """Projection of a gradient onto the cone of those that do no harm to the memory.
 
-For the gradient g and the memory rows A (K gradients of the loss on memorised samples), GEM asks for
+For the gradient g and the memory rows A (K gradients of the loss on memorised samples), GEM asks
+for
 
     z = argmin 1/2 ||z - g||^2   subject to   Az >= 0                     (arXiv 1706.08840, eq. 8)
 
-and finds it through the dual, z = g + A'v with v >= memory strength. mGEM (arXiv 2410.00868) asks the
-same of every module of the parameters on its own: <z_m, a_m> >= 0 for each module m and row a. Only
-dot products between the long vectors are needed, and only those of modules where some <g_m, a_m> < 0.
+and finds it through the dual, z = g + A'v with v >= memory strength. mGEM (arXiv 2410.00868) asks
+the same of every module of the parameters on its own: <z_m, a_m> >= 0 for each module m and row a.
+Only dot products between the long vectors are needed, and only those of modules where some <g_m,
+a_m> < 0.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ Module = Sequence[slice]
 Ridge = float | Literal["relative"]
 
 RELATIVE_RIDGE = 1e-7
-# Columns per product: small enough to stay in the cache, so that float64 needs no second copy of the rows.
+# Columns per product: small enough to stay in the cache, so that float64 needs no second copy of
+# the rows.
 _CHUNK = 4096
 
 
@@ -36,7 +39,8 @@ class Projection:
     """What a projection did, over M modules and K memory rows.
 
     Args:
-        gradient: z [P], in the dtype of the gradient; the gradient itself where nothing was violated.
+        gradient: z [P], in the dtype of the gradient; the gradient itself where nothing was
+            violated.
         dots: <g_m, a_m> before the projection, float64 [M, K], on the CPU.
         dual: v, float64 [M, K], on the CPU; zero in modules where no row was violated.
         relative_change: ||z - g|| / ||g||.
@@ -76,8 +80,8 @@ def project(
         rows: A, [K, P], same dtype and device as the gradient.
         memory_strength: lower bound of the dual variables, >= 0; one number or one a row, [K].
             Only modules with a violated row are touched at all.
-        modules: disjoint sets of positions, each a sequence of slices of [0, P); positions in none of
-            them are left as they are. None: all positions are one module.
+        modules: disjoint sets of positions, each a sequence of slices of [0, P); positions in none
+            of them are left as they are. None: all positions are one module.
         solver: of the dual problem; None: QuadprogSolver().
         ridge: added to the diagonal of each module's Gram matrix before it is solved. A number is
             absolute (GEM's code adds 1e-3, which is felt when gradients are small); "relative" adds
@@ -92,7 +96,9 @@ def project(
     modules = [[slice(0, gradient.numel())]] if modules is None else modules
     dots = torch.stack([_dots(gradient, rows, module) for module in modules]).cpu()
     if not dots.isfinite().all():
-        raise FloatingPointError("the gradient or a memory row holds NaN or Inf: nothing to project")
+        raise FloatingPointError(
+            "the gradient or a memory row holds NaN or Inf: nothing to project"
+        )
     dual = torch.zeros_like(dots)
     touched = torch.nonzero((dots < 0).any(dim=1)).flatten().tolist()
     if not touched:
@@ -106,9 +112,7 @@ def project(
     return Projection(projected, dots, dual, *_change(gradient, projected))
 
 
-def _check(
-    gradient: Tensor, rows: Tensor, memory_strength: float | Tensor
-) -> NDArray[np.float64]:
+def _check(gradient: Tensor, rows: Tensor, memory_strength: float | Tensor) -> NDArray[np.float64]:
     if gradient.ndim != 1 or rows.ndim != 2 or rows.shape[1] != gradient.numel():
         raise ValueError(
             f"rows must be [K, P] for a gradient [P], got rows {tuple(rows.shape)} "
@@ -142,7 +146,7 @@ def _dots(gradient: Tensor, rows: Tensor, module: Module) -> Tensor:
 def _regularised_gram(
     rows: Tensor, module: Module, solver: DualSolver, ridge: Ridge
 ) -> NDArray[np.float64]:
-    """A_m A_m' with its ridge, float64 [K, K]; only its diagonal for a solver that needs no more."""
+    """A_m A_m' with its ridge, float64 [K, K]; only the diagonal where that is all it takes."""
     if getattr(solver, "diagonal_only", False):
         lengths = sum(rows[:, columns].double().square().sum(1) for columns in _chunks(module))
         return np.diag(torch.as_tensor(lengths).cpu().numpy())

@@ -2,9 +2,9 @@
 
     v* = argmin_v  1/2 v'Gv + d'v   subject to   v >= lower
 
-with G = AA' the Gram matrix of the K memory rows A (its ridge already added), d = Ag their dot products
-with the gradient, and `lower` the memory strength (GEM, arXiv 1706.08840, eq. 11, where the published
-code bounds v by gamma). The problem is K x K however long the gradients are.
+with G = AA' the Gram matrix of the K memory rows A (its ridge already added), d = Ag their dot
+products with the gradient, and `lower` the memory strength (GEM, arXiv 1706.08840, eq. 11, where
+the published code bounds v by gamma). The problem is K x K however long the gradients are.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _RIDGES = (0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4)
 class DualSolver(Protocol):
     """A callable that solves the dual problem, exactly or not.
 
-    A solver with a true attribute `diagonal_only` is given a matrix whose off-diagonal is zero, which
-    spares the products between the rows.
+    A solver with a true attribute `diagonal_only` is given a matrix whose off-diagonal is zero,
+    which spares the products between the rows.
     """
 
     def __call__(self, gram: Array, dots: Array, lower: Array) -> Array:
@@ -38,9 +38,9 @@ class DualSolver(Protocol):
 class QuadprogSolver:
     """The exact solver: Goldfarb and Idnani's active-set method, by the package quadprog.
 
-    The rows are scaled to unit length first, so rows of any length (1e-15 to 1e15) get the same care.
-    A Gram matrix that is not positive definite to machine precision is solved with the smallest ridge
-    that makes it so, and a RuntimeWarning says so.
+    The rows are scaled to unit length first, so rows of any length (1e-15 to 1e15) get the same
+    care. A Gram matrix that is not positive definite to machine precision is solved with the
+    smallest ridge that makes it so, and a RuntimeWarning says so.
     """
 
     def __call__(self, gram: Array, dots: Array, lower: Array) -> Array:
@@ -66,8 +66,8 @@ class QuadprogSolver:
 class DiagonalSolver:
     """The approximate solver of the mGEM paper: every row for itself, as if they were orthogonal.
 
-    v_s = max(lower_s, -d_s / G_ss). Exact for one row or orthogonal rows; correlated rows push several
-    times for the same reason, so the step overshoots (arXiv 2410.00868, "diagonal" Gram).
+    v_s = max(lower_s, -d_s / G_ss). Exact for one row or orthogonal rows; correlated rows push
+    several times for the same reason, so the step overshoots (arXiv 2410.00868, "diagonal" Gram).
     """
 
     diagonal_only = True

@@ -44,7 +44,8 @@ class _Ramp(ABC):
         over: what is counted: "experiences", or "iterations" of the whole run.
 
     Raises:
-        ValueError: a strength that is negative or not finite, fewer than 2 steps, an unknown `over`.
+        ValueError: a strength that is negative or not finite, fewer than 2 steps, an unknown
+            `over`.
     """
 
     start: float

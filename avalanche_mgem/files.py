@@ -1,0 +1,26 @@
+"""Writing files so that nothing a user has is ever half lost."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Replace the file at path with data, so that a reader sees the old or the new file, whole.
+
+    Raises:
+        OSError: if the folder does not exist or cannot be written; the old file is then unchanged.
+    """
+    target = Path(path)
+    # Not tempfile: its files are private to the user, and the mode would stay after the rename.
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
