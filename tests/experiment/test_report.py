@@ -1,0 +1,322 @@
+import csv
+import io
+import itertools
+import json
+import math
+import os
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from avalanche_mgem.experiment.csv_files import write_accuracy_csv, write_csv
+from avalanche_mgem.experiment.report import by_method, by_stream, markdown_table, results_table
+from avalanche_mgem.experiment.result import RunResult
+from avalanche_mgem.files import write_atomically
+
+SCORES = ["acc", "bwt", "la", "fwt", "forgetting"]
+HEADINGS = ["Method", "Seeds", "ACC", "BWT", "LA", "FWT", "Forgetting", "Seconds"]
+
+
+def make(method="gem", seed=0, level=0.8, size=3, **fields):
+    accuracy = np.full((size, size), level) + np.tril(
+        np.random.default_rng([seed, size]).normal(0, 0.05, (size, size))
+    )
+    values = {"stream": "rotations", "baseline": np.full(size, 0.1), "seconds": 12.5, **fields}
+    return RunResult(method=method, seed=seed, **{"accuracy": accuracy, **values})
+
+
+def make_many():
+    methods = ["naive", "gem", "mgem-pd-approx"]
+    return [make(m, s, 0.5 + 0.1 * i) for s in range(3) for i, m in enumerate(methods)]
+
+
+def matrix_of(acc, la):
+    """R of two experiences with that ACC and LA; BWT = 2 (acc - la)."""
+    return np.array([[la, np.nan], [2 * acc - la, la]])
+
+
+def printed(results, width):
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(results_table(results, width))
+    return console.file.getvalue()
+
+
+def markdown_cells(text):
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def read(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# Tables
+
+
+def test_order_of_the_runs_of_a_method_does_not_matter():
+    results = make_many()
+    first, last = results[:3], results[3:]
+    for order in itertools.islice(itertools.permutations(last), 0, 720, 97):
+        assert markdown_table([*first, *order]) == markdown_table(results)
+        assert printed([*first, *order], 100) == printed(results, 100)
+
+
+def test_rows_are_the_methods_in_order_of_first_appearance():
+    table = results_table(make_many(), 100)
+    assert [column.header for column in table.columns] == HEADINGS
+    assert [str(cell) for cell in table.columns[0].cells] == ["naive", "gem", "mgem-pd-approx"]
+    assert list(table.columns[1].cells) == ["3", "3", "3"]
+
+
+def test_both_tables_say_the_same():
+    markdown = markdown_cells(markdown_table(make_many()))
+    table = results_table(make_many(), 200)
+    rows = zip(*(column.cells for column in table.columns), strict=True)
+    shown = [[str(cell) for cell in row] for row in rows]
+    assert markdown[0] == HEADINGS
+    assert [[cell.strip("*") for cell in row] for row in markdown[2:]] == shown
+
+
+def test_cell_is_mean_and_half_width():
+    levels = [0.7, 0.8, 0.9]
+    results = [make(seed=s, accuracy=matrix_of(x, x), size=2) for s, x in enumerate(levels)]
+    acc, bwt = markdown_cells(markdown_table(results))[2][2:4]
+    assert acc == "**0.800 ± 0.248**"  # 4.3027 * 0.1 / sqrt(3)
+    assert bwt == "**0.000 ± 0.000**"
+
+
+def test_one_seed_is_the_value_alone():
+    row = markdown_cells(markdown_table([make(accuracy=matrix_of(0.75, 0.8), size=2)]))[2]
+    assert row == ["gem", "1", "**0.750**", "**-0.100**", "**0.800**", "-", "**0.100**", "12.5"]
+    assert "no intervals" in markdown_table([make()])
+
+
+def test_nothing_forgotten_is_not_minus_zero():
+    assert "-0.000" not in markdown_table([make(accuracy=matrix_of(0.75, 0.75), size=2)])
+
+
+def test_one_experience_has_dashes():
+    row = markdown_cells(markdown_table([make(size=1), make(size=1, seed=1)]))[2]
+    assert row[3] == row[5] == row[6] == "-"
+
+
+def test_a_seed_without_a_value_gives_a_dash_not_the_mean_of_the_others():
+    lost = make(seed=1, accuracy=np.full((3, 3), np.nan))
+    assert markdown_cells(markdown_table([make(), lost]))[2][2:7] == ["-"] * 5
+
+
+def test_best_is_bold_in_its_own_sense():
+    results = [
+        make("learns", accuracy=matrix_of(0.6, 0.9), size=2),
+        make("remembers", accuracy=matrix_of(0.7, 0.7), size=2),
+        make("neither", accuracy=matrix_of(0.5, 0.6), size=2),
+    ]
+    cells = markdown_cells(markdown_table(results))[2:]
+    bold = {(row[0], HEADINGS[i]) for row in cells for i, cell in enumerate(row) if "**" in cell}
+    assert bold == {
+        ("learns", "LA"),
+        ("remembers", "ACC"),
+        ("remembers", "BWT"),
+        ("remembers", "Forgetting"),
+    }
+    column = results_table(results, 100).columns[2]
+    assert [str(cell.style) for cell in column.cells] == ["", "bold", ""]
+
+
+def test_what_looks_equal_is_equally_bold():
+    results = [make(m, accuracy=matrix_of(x, x), size=2) for m, x in [("a", 0.7), ("b", 0.70004)]]
+    cells = markdown_cells(markdown_table(results))[2:]
+    assert [row[2] for row in cells] == ["**0.700**", "**0.700**"]
+
+
+@pytest.mark.parametrize("width", [80, 90, 100, 120])
+def test_printed_table_keeps_its_width_and_every_number_whole(width):
+    text = printed(make_many(), width)
+    assert all(len(line) <= width for line in text.splitlines())
+    assert "\x1b" not in text
+    assert "…" not in text
+    numbers = markdown_table(make_many()).replace("*", "").replace("|", " ").split()
+    words = set(text.replace("±", " ± ").split())
+    assert words >= {word for word in numbers if word[-1].isdigit()}
+
+
+def test_one_line_a_method_where_there_is_room():
+    lines = printed(make_many(), 100).splitlines()
+    assert sum("±" in line and "half-width" not in line for line in lines) == 3
+    assert " ± " in printed(make_many(), 130).splitlines()[3]
+
+
+def test_names_are_no_markup():
+    text = printed([make("gem[bold]", stream="a[/]b")], 100)
+    assert "gem[bold]" in text
+    assert "a[/]b" in text
+    assert r"a\|b" in markdown_table([make("a|b")])
+
+
+@pytest.mark.parametrize("table", [results_table, markdown_table, by_method])
+def test_tables_refuse_what_they_cannot_average(table):
+    with pytest.raises(ValueError, match="results must hold at least one run"):
+        table([])
+    with pytest.raises(ValueError, match=r"results must be of one stream.*'a', 'b'"):
+        table([make(stream="a"), make(stream="b")])
+    with pytest.raises(ValueError, match="results holds method='gem', seed=1 twice"):
+        table([make(seed=1), make(), make(seed=1)])
+
+
+def test_by_stream_loses_no_run():
+    results = [make(stream=name, seed=s) for s in range(2) for name in "ba"]
+    groups = by_stream(results)
+    assert list(groups) == ["b", "a"]
+    assert [run.seed for run in groups["a"]] == [0, 1]
+    assert by_stream([]) == {}
+
+
+# CSV files
+
+text = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=8)
+leaves = st.none() | st.booleans() | st.integers() | st.floats() | text | st.lists(st.integers())
+trees = st.dictionaries(
+    st.text("abc", min_size=1, max_size=2),
+    st.recursive(leaves, lambda x: st.dictionaries(st.text("de", min_size=1), x), max_leaves=4),
+)
+
+
+def leaf(tree, dotted):
+    for key in dotted.split("."):
+        if not isinstance(tree, dict) or key not in tree:
+            return math.nan
+        tree = tree[key]
+    return tree
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(trees, min_size=1, max_size=3), text, st.floats())
+def test_csv_parses_back(tmp_path_factory, trees, method, seconds):
+    path = tmp_path_factory.mktemp("csv") / "runs.csv"
+    results = [
+        make(method, i, configuration=tree, seconds=seconds, restriction={"share": 1 / 3})
+        for i, tree in enumerate(trees)
+    ]
+    write_csv(results, path)
+    rows = read(path)
+    assert len(rows) == len(results)
+    for row, run in zip(rows, results, strict=True):
+        assert (row["method"], row["seed"]) == (method, str(run.seed))
+        expected = {**run.scores, "seconds": seconds, "restriction.share": 1 / 3}
+        for name, value in expected.items():
+            np.testing.assert_equal(float(row[name] or "nan"), value)
+        for name in [name for name in row if name.startswith("configuration.")]:
+            check_leaf(row[name], leaf(run.configuration, name.removeprefix("configuration.")))
+
+
+def check_leaf(cell, value):
+    if isinstance(value, str):
+        assert cell == value
+    elif isinstance(value, float):
+        np.testing.assert_equal(float(cell or "nan"), value)
+    elif not isinstance(value, dict) or cell:
+        assert json.loads(cell) == value
+
+
+def test_columns_are_the_union_in_a_fixed_order(tmp_path):
+    first = make(configuration={"optimizer": {"lr": 0.1}, "method": "gem", "hidden": [8, 8]})
+    second = make(
+        seed=1,
+        configuration={"batch": 10, "optimizer": {}},
+        versions={"torch": "2.4"},
+        restriction={"violated": np.float64(0.1)},
+    )
+    orders = []
+    for name, results in [("a", [first, second]), ("b", [second, first])]:
+        write_csv(results, tmp_path / name)
+        orders.append(list(read(tmp_path / name)[0]))
+    assert orders[0] == orders[1]
+    assert orders[0] == [
+        *["method", "stream", "seed", *SCORES, "seconds", "restriction.violated"],
+        *["configuration.batch", "configuration.hidden", "configuration.method"],
+        *["configuration.optimizer", "configuration.optimizer.lr", "versions.torch"],
+    ]
+    rows = read(tmp_path / "a")
+    assert rows[0]["restriction.violated"] == rows[0]["versions.torch"] == ""
+    assert rows[1]["restriction.violated"] == "0.1"
+    assert rows[0]["configuration.hidden"] == "[8, 8]"
+
+
+def test_accuracy_csv_is_the_matrix_without_its_holes(tmp_path):
+    results = make_many()
+    results[0].accuracy[np.triu_indices(3, 1)] = np.nan
+    write_accuracy_csv(results, tmp_path / "accuracy.csv")
+    matrices = {(run.method, run.seed): np.full((3, 3), np.nan) for run in results}
+    rows = read(tmp_path / "accuracy.csv")
+    for row in rows:
+        matrix = matrices[row["method"], int(row["seed"])]
+        matrix[int(row["trained_on"]), int(row["tested_on"])] = float(row["accuracy"])
+    for run in results:
+        np.testing.assert_array_equal(matrices[run.method, run.seed], run.accuracy)
+    assert len(rows) == 9 * len(results) - 3
+    assert list(rows[0]) == ["method", "stream", "seed", "trained_on", "tested_on", "accuracy"]
+
+
+@pytest.mark.parametrize("write", [write_csv, write_accuracy_csv])
+def test_lines_end_in_a_line_feed_and_text_is_utf8(write, tmp_path):
+    write([make("é\n,")], tmp_path / "runs.csv")
+    data = (tmp_path / "runs.csv").read_bytes()
+    assert b"\r" not in data
+    assert data.endswith(b"\n")
+    assert '"é\n,"'.encode() in data
+    assert [file.name for file in tmp_path.iterdir()] == ["runs.csv"]
+
+
+@pytest.mark.parametrize("write", [write_csv, write_accuracy_csv])
+def test_no_runs_write_no_file(write, tmp_path):
+    with pytest.raises(ValueError, match="results must hold at least one run"):
+        write([], tmp_path / "runs.csv")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "runs.csv"
+    path.write_text("old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_csv([make()], path)
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["runs.csv"]
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        write_atomically(tmp_path / "nowhere" / "file", b"")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes are POSIX")
+def test_a_written_file_is_as_readable_as_any_other(tmp_path):
+    (tmp_path / "other").write_bytes(b"")
+    write_atomically(tmp_path / "file", b"data")
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("file", "other")]
+    assert modes[0] == modes[1]
+
+
+def test_reports_themselves_import_neither_torch_nor_avalanche_nor_pyplot():
+    code = (
+        "import sys, types, avalanche_mgem\n"
+        "for name in ('evaluation', 'experiment'):  # without what the packages hand on\n"
+        "    package = types.ModuleType(f'avalanche_mgem.{name}')\n"
+        "    package.__path__ = [f'{avalanche_mgem.__path__[0]}/{name}']\n"
+        "    sys.modules[package.__name__] = package\n"
+        "import avalanche_mgem.experiment.plots\n"
+        "print({'torch', 'avalanche', 'matplotlib.pyplot'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
