@@ -1,0 +1,83 @@
+"""What is random in a stream, drawn from its seed and from nothing else."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from numbers import Integral
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+
+
+class Draw(IntEnum):
+    """What a generator is for. Each has its own, so that no size changes another draw."""
+
+    # From 1, because NumPy takes the seeds [s] and [s, 0] for the same.
+    TRANSFORM = 1
+    TRAIN = 2
+    TEST = 3
+    CLASSES = 4
+
+
+def generator(seed: int, draw: Draw, experience: int = 0) -> np.random.Generator:
+    """Return the generator of one draw of one experience, the same however many there are."""
+    return np.random.default_rng([seed, experience, int(draw)])
+
+
+def check_sizes(
+    n_experiences: int, train_per_experience: int | None, test_per_experience: int | None, seed: int
+) -> None:
+    """Raise ValueError unless the sizes are positive integers (or None) and seed is one >= 0."""
+    _check_integer("n_experiences", n_experiences, 1)
+    if train_per_experience is not None:
+        _check_integer("train_per_experience", train_per_experience, 1)
+    if test_per_experience is not None:
+        _check_integer("test_per_experience", test_per_experience, 1)
+    _check_integer("seed", seed, 0)
+
+
+def _check_integer(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+
+
+def draw_rows(available: int, draw: Draw, count: int | None, seed: int, experience: int) -> Indices:
+    """`count` of the rows 0..available-1 without replacement, int [count]; None is all, in order.
+
+    Raises ValueError where there are fewer.
+    """
+    if count is None:
+        return np.arange(available)
+    check_available(draw, count, available, "there are")
+    return generator(seed, draw, experience).permutation(available)[:count]
+
+
+def draw_balanced(
+    labels: Indices, draw: Draw, count: int | None, seed: int, experience: int
+) -> Indices:
+    """As `draw_rows` from len(labels), with as equal a number of each label as there can be."""
+    if count is None:
+        return np.arange(len(labels))
+    check_available(draw, count, len(labels), f"experience {experience} has")
+    shuffled = generator(seed, draw, experience).permutation(len(labels))
+    return shuffled[np.argsort(_occurrence(labels[shuffled]), kind="stable")[:count]]
+
+
+def _occurrence(labels: Indices) -> Indices:
+    """For each position how many earlier positions have the same label, int [N]."""
+    occurrence = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        occurrence[members] = np.arange(len(members))
+    return occurrence
+
+
+def check_available(draw: Draw, count: int, available: int, who: str) -> None:
+    """Raise ValueError where `count` samples are more than are available."""
+    if count > available:
+        raise ValueError(
+            f"{draw.name.lower()}_per_experience={count} is more than {who}: "
+            f"at most {available} are possible"
+        )

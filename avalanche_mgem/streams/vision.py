@@ -1,0 +1,187 @@
+"""Permuted, rotated and class-split streams over any data set in memory.
+
+All randomness comes from the `seed` of a stream; the global random state of Python, NumPy and torch
+is neither read nor moved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from avalanche.benchmarks import CLScenario
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import rotate
+
+from avalanche_mgem.streams.arrays import ArrayData
+from avalanche_mgem.streams.drawing import (
+    Draw,
+    Indices,
+    check_sizes,
+    draw_balanced,
+    draw_rows,
+    generator,
+)
+from avalanche_mgem.streams.scenario import Pool, Samples, make_scenario
+
+
+def permuted_stream(
+    data: ArrayData,
+    *,
+    n_experiences: int,
+    train_per_experience: int | None = None,
+    test_per_experience: int | None = None,
+    seed: int = 0,
+    task_labels: bool = False,
+) -> CLScenario:
+    """Domain-incremental: each experience permutes the values of a sample in its own random way.
+
+    As GEM's MNIST Permutations (arXiv 1706.08840, section 5.1): the first experience is permuted
+    too; the values of all channels are permuted together, and samples keep their shape. Each
+    experience draws its own train_per_experience training samples without replacement; the
+    test_per_experience test samples are the same ones in all. None takes all there are. A stream of
+    fewer experiences is a prefix of one of more.
+
+    task_labels: experience i has the task label i, instead of 0. Samples are permuted as they are
+    read, so all experiences share the memory of one data set. Raises ValueError for sizes that are
+    not positive integers, or more than there are, and for a seed that is not an integer >= 0.
+    """
+    check_sizes(n_experiences, train_per_experience, test_per_experience, seed)
+    train, test = Pool(data.x_train, data.y_train), Pool(data.x_test, data.y_test)
+    test_rows = draw_rows(len(test), Draw.TEST, test_per_experience, seed, 0)
+    train_parts, test_parts = [], []
+    for experience in range(n_experiences):
+        order = generator(seed, Draw.TRANSFORM, experience).permutation(train.values.shape[1])
+        rows = draw_rows(len(train), Draw.TRAIN, train_per_experience, seed, experience)
+        train_parts.append(Samples(train, rows, order=order))
+        test_parts.append(Samples(test, test_rows, order=order))
+    return make_scenario(train_parts, test_parts, task_labels)
+
+
+def rotated_stream(
+    data: ArrayData,
+    *,
+    n_experiences: int,
+    train_per_experience: int | None = None,
+    test_per_experience: int | None = None,
+    max_angle: float = 180.0,
+    seed: int = 0,
+    task_labels: bool = False,
+) -> CLScenario:
+    """Domain-incremental: each experience rotates the images by an angle of its own.
+
+    As GEM's MNIST Rotations (arXiv 1706.08840, section 5.1): the angle of experience i is uniform
+    in the i-th of n_experiences equal parts of [0, max_angle] degrees, counter-clockwise, bilinear,
+    with zeros where the image has nothing. Samples are drawn as in `permuted_stream`. The rotated
+    images are stored at 4 bytes a value: 0.6 GB for 20 rotations of MNIST's 10,000 test images.
+
+    Raises ValueError as `permuted_stream` does, for samples that are not images, and for a
+    max_angle that is not finite and positive.
+    """
+    check_sizes(n_experiences, train_per_experience, test_per_experience, seed)
+    _check_rotation(data, max_angle)
+    test_rows = draw_rows(len(data.y_test), Draw.TEST, test_per_experience, seed, 0)
+    train_parts, test_parts = [], []
+    for experience in range(n_experiences):
+        position = experience + generator(seed, Draw.TRANSFORM, experience).random()
+        angle = max_angle * position / n_experiences
+        rows = draw_rows(len(data.y_train), Draw.TRAIN, train_per_experience, seed, experience)
+        train_parts.append(_rotated(data.x_train, data.y_train, rows, angle))
+        test_parts.append(_rotated(data.x_test, data.y_test, test_rows, angle))
+    return make_scenario(train_parts, test_parts, task_labels)
+
+
+def split_stream(
+    data: ArrayData,
+    *,
+    n_experiences: int,
+    train_per_experience: int | None = None,
+    test_per_experience: int | None = None,
+    class_order: Sequence[int] | None = None,
+    seed: int = 0,
+    task_labels: bool = False,
+) -> CLScenario:
+    """Class-incremental: the classes are dealt out to the experiences in contiguous groups.
+
+    The groups' sizes differ by at most 1, the larger ones first. class_order: a permutation of
+    0..n_classes-1; None is a random one. train_per_experience and test_per_experience draw samples
+    of each experience without replacement, as evenly from its classes as can be; None takes all.
+
+    task_labels: experience i has the task label i, and its classes are numbered from 0 by their
+    position in the group (one head an experience). Otherwise the task label is 0 everywhere and
+    classes keep their numbers (one head, fixed or growing).
+
+    Raises ValueError for sizes and seeds as `permuted_stream` does, for more experiences than
+    classes, a class_order that is no permutation, and an experience without test samples.
+    """
+    check_sizes(n_experiences, train_per_experience, test_per_experience, seed)
+    if n_experiences > data.n_classes:
+        raise ValueError(
+            f"n_experiences={n_experiences} is more than the {data.n_classes} classes of "
+            f"{data.name!r}: each experience needs at least one"
+        )
+    groups = np.array_split(_class_order(data.n_classes, class_order, seed), n_experiences)
+    train, test = Pool(data.x_train, data.y_train), Pool(data.x_test, data.y_test)
+    return make_scenario(
+        _split(train, groups, Draw.TRAIN, train_per_experience, seed=seed, renumber=task_labels),
+        _split(test, groups, Draw.TEST, test_per_experience, seed=seed, renumber=task_labels),
+        task_labels,
+    )
+
+
+def _check_rotation(data: ArrayData, max_angle: float) -> None:
+    if len(data.sample_shape) != 3:
+        raise ValueError(
+            f"data must hold images [N, C, H, W] to be rotated, but the samples of {data.name!r} "
+            f"have shape {data.sample_shape}"
+        )
+    number = isinstance(max_angle, Real) and not isinstance(max_angle, bool)
+    if not number or not math.isfinite(max_angle) or max_angle <= 0:
+        raise ValueError(f"max_angle must be finite and positive, in degrees, got {max_angle!r}")
+
+
+def _rotated(x: Tensor, y: Tensor, rows: Indices, angle: float) -> Samples:
+    chosen = torch.from_numpy(rows)
+    images = rotate(x[chosen], angle, interpolation=InterpolationMode.BILINEAR)
+    return Samples(Pool(images, y[chosen]), np.arange(len(rows)))
+
+
+def _class_order(n_classes: int, class_order: Sequence[int] | None, seed: int) -> Indices:
+    if class_order is None:
+        return generator(seed, Draw.CLASSES).permutation(n_classes)
+    order = list(class_order)
+    integers = all(isinstance(each, Integral) and not isinstance(each, bool) for each in order)
+    if not integers or sorted(order) != list(range(n_classes)):
+        raise ValueError(
+            f"class_order must have each of the classes 0..{n_classes - 1} once, got {order}"
+        )
+    return np.asarray(order, dtype=np.int64)
+
+
+def _split(
+    pool: Pool, groups: list[Indices], draw: Draw, count: int | None, *, seed: int, renumber: bool
+) -> list[Samples]:
+    parts = []
+    for experience, group in enumerate(groups):
+        members = np.flatnonzero(np.isin(pool.labels, group))
+        if len(members) == 0:
+            raise ValueError(
+                f"data has no {draw.name.lower()} samples of the classes {group.tolist()}, "
+                f"which are experience {experience}"
+            )
+        chosen = draw_balanced(pool.labels[members], draw, count, seed, experience)
+        rows = members[chosen]
+        parts.append(
+            Samples(pool, rows, labels=_positions(pool, rows, group) if renumber else None)
+        )
+    return parts
+
+
+def _positions(pool: Pool, rows: Indices, group: Indices) -> Indices:
+    position = np.empty(int(group.max()) + 1, dtype=np.int64)
+    position[group] = np.arange(len(group))
+    return position[pool.labels[rows]]

@@ -1,0 +1,70 @@
+import pytest
+
+from avalanche_mgem.streams import STREAM_KINDS, make_stream, parse_stream_name
+
+
+@pytest.mark.parametrize("kind", list(STREAM_KINDS))
+@pytest.mark.parametrize("source", ["digits", "mnist", "my/file.npz", "my-file.npz", "a:b.npz"])
+@pytest.mark.parametrize("separator", ["-", ":"])
+def test_a_name_is_kind_and_source(kind, source, separator):
+    assert parse_stream_name(f"{kind}{separator}{source}") == (kind, source)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("permuted-digit", "permuted-digits"),
+        ("permutted:digits", "permuted-digits"),
+        ("rotate-mnist", "rotated-mnist"),
+        ("spilt-mnist", "split-mnist"),
+    ],
+)
+def test_an_unknown_name_gets_the_nearest_and_the_valid_ones(name, nearest):
+    with pytest.raises(ValueError, match=f"stream='{name}' .* did you mean .*{nearest}") as caught:
+        parse_stream_name(name)
+    for kind in STREAM_KINDS:
+        assert f"{kind}-digits" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "permuted", "permuted-", "split:.npz", "xyz", "split_digits"])
+def test_names_without_kind_or_source_are_refused(name):
+    with pytest.raises(ValueError, match=f"stream='{name}' is unknown.*KIND:FILE.npz"):
+        parse_stream_name(name)
+
+
+@pytest.mark.parametrize("kind", list(STREAM_KINDS))
+def test_a_stream_is_made_by_name(kind):
+    stream = make_stream(f"{kind}-digits", n_experiences=2, train_per_experience=9)
+    assert [len(each.dataset) for each in stream.train_stream] == [9, 9]
+
+
+def test_a_stream_is_made_over_the_users_file(arrays, write_npz, tmp_path):
+    write_npz(arrays, "mine.npz")
+    stream = make_stream("split:mine.npz", data_root=tmp_path, n_experiences=3)
+    assert [len(each.dataset) for each in stream.test_stream] == [1, 1, 1]
+
+
+def test_mnist_is_looked_for_in_data_root(mnist_root):
+    stream = make_stream("rotated-mnist", data_root=mnist_root, download=False, n_experiences=2)
+    assert stream.train_stream[0].dataset[0][0].shape == (1, 28, 28)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "nearest"),
+    [
+        ("permuted", "n_experience", "n_experiences"),
+        ("permuted", "max_angle", ""),
+        ("rotated", "angle", "max_angle"),
+        ("split", "classes_order", "class_order"),
+        ("split", "data", ""),
+    ],
+)
+def test_an_unknown_argument_gets_the_nearest(kind, name, nearest):
+    hint = f"did you mean .*{nearest}" if nearest else "they take"
+    with pytest.raises(ValueError, match=f"{name}=1 is no argument of {kind} streams.*{hint}"):
+        make_stream(f"{kind}-digits", **{"n_experiences": 2, name: 1})
+
+
+def test_n_experiences_is_asked_for():
+    with pytest.raises(ValueError, match="split streams need n_experiences, got seed"):
+        make_stream("split-digits", seed=1)
