@@ -6,6 +6,10 @@ import math
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
 def positive_int(name: str, value: object, *, minimum: int = 1) -> int:
@@ -24,6 +28,18 @@ def finite(name: str, value: object, *, minimum: float = -math.inf, above: bool 
         bound = "" if minimum == -math.inf else f" {'>' if above else '>='} {minimum:g}"
         raise ValueError(f"{name} must be a finite number{bound}, got {value!r}")
     return number
+
+
+def torch_device(name: str, value: Any) -> torch.device:
+    """Return `value` as a torch device, or raise ValueError."""
+    import torch
+
+    try:
+        return torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{name} must be a torch device such as 'cpu' or 'cuda:0', got {value!r}"
+        ) from error
 
 
 def one_of(name: str, value: object, choices: Collection[str]) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from avalanche_mgem.arguments import one_of, positive_int
+from avalanche_mgem.arguments import one_of, positive_int, torch_device
 from avalanche_mgem.bridge.batches import Batch, to_device
 from avalanche_mgem.model.randomness import preserved_random_state
 
@@ -81,7 +81,7 @@ class EpisodicMemory:
             )
         self.split = one_of("memory_split", split, ("random", "class"))
         self.selection = one_of("memory_selection", selection, ("random", "class-balanced", "ring"))
-        self.device = None if device is None else torch.device(device)
+        self.device = None if device is None else torch_device("memory_device", device)
         self._random = np.random.default_rng(seed)
         self._tasks: list[list[MemoryGroup]] = []
         self._open = _Pool()

@@ -11,8 +11,14 @@ from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metrics import Accuracy
 
-from avalanche_mgem.evaluation import matrix
-from avalanche_mgem.evaluation.matrix import Matrix
+from avalanche_mgem.evaluation.matrix import (
+    Matrix,
+    average_accuracy,
+    backward_transfer,
+    forgetting,
+    forward_transfer,
+    learning_accuracy,
+)
 
 _BASELINE = -1  # the row of the evaluation before any training
 
@@ -91,11 +97,11 @@ class AccuracyMatrix(PluginMetric):  # type: ignore[misc]  # Avalanche ships no 
             return {}
         done = self.result(stream)[: self._trained + 1, : self._trained + 1]
         return {
-            "ACC": matrix.average_accuracy(done),
-            "LA": matrix.learning_accuracy(done),
-            "BWT": matrix.backward_transfer(done),
-            "Forgetting": matrix.forgetting(done),
-            "FWT": matrix.forward_transfer(done, self.baseline(stream)[: len(done)]),
+            "ACC": average_accuracy(done),
+            "LA": learning_accuracy(done),
+            "BWT": backward_transfer(done),
+            "Forgetting": forgetting(done),
+            "FWT": forward_transfer(done, self.baseline(stream)[: len(done)]),
         }
 
     def _rows(self, stream: str | None) -> dict[int, dict[int, float]]:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from torch import nn
 
-from avalanche_mgem.arguments import positive_int, suggestion
+from avalanche_mgem.arguments import one_of, positive_int, suggestion
 
 NamedParameters = Sequence[tuple[str, nn.Parameter]]
 ParameterGroups = (
@@ -41,6 +41,22 @@ class Partition:
     names: tuple[str, ...]
     slices: tuple[tuple[slice, ...], ...]
     size: int
+
+
+def check_parameter_groups(parameter_groups: ParameterGroups) -> None:
+    """Raise ValueError for what can be known to be wrong without a model."""
+    if isinstance(parameter_groups, str):
+        one_of("parameter_groups", parameter_groups, ("layer", "tensor"))
+    elif isinstance(parameter_groups, int):
+        positive_int("parameter_groups", parameter_groups)
+    elif isinstance(parameter_groups, Mapping):
+        if not parameter_groups:
+            raise ValueError("parameter_groups must name at least one module, got {}")
+    elif not callable(parameter_groups):
+        raise ValueError(
+            "parameter_groups must be a whole number, 'layer', 'tensor', a mapping or a callable, "
+            f"got {parameter_groups!r}"
+        )
 
 
 def restricted_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -72,6 +88,7 @@ def make_partition(
         ValueError: no trainable parameters, more blocks than positions, a pattern that matches no
             parameter, a parameter in two modules, parameters left out.
     """
+    check_parameter_groups(parameter_groups)
     parameters = restricted_parameters(model)
     if not parameters:
         raise ValueError("model has no parameter that requires a gradient: nothing to restrict")
@@ -82,7 +99,6 @@ def make_partition(
 
 
 def _equal_blocks(parameters: NamedParameters, count: int) -> Partition:
-    positive_int("parameter_groups", count)
     size = sum(p.numel() for _, p in parameters)
     if count > size:
         raise ValueError(
@@ -108,11 +124,7 @@ def _groups_by_name(
     known = [name for name, _ in model.named_parameters()]
     if isinstance(parameter_groups, Mapping):
         return {group: _match(group, p, known) for group, p in parameter_groups.items()}
-    if not callable(parameter_groups):
-        raise ValueError(
-            "parameter_groups must be a whole number, 'layer', 'tensor', a mapping or a callable, "
-            f"got {parameter_groups!r}"
-        )
+    assert callable(parameter_groups)  # check_parameter_groups has seen to it
     named = parameter_groups(model)
     for group, names in named.items():
         _require_known(group, names, known)

@@ -19,6 +19,7 @@ from avalanche_mgem.model.partition import (
     ParameterGroups,
     Partition,
     Unassigned,
+    check_parameter_groups,
     make_partition,
     restricted_parameters,
 )
@@ -126,6 +127,7 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
             seed=seeds[0],
         )
         self.memory_strength = _schedule(memory_strength)
+        check_parameter_groups(parameter_groups)
         self.parameter_groups = parameter_groups
         self.solver = _solver(solver)
         self.restrict = one_of("restrict", restrict, ("gradient", "update"))

@@ -169,6 +169,10 @@ def _push(projected: Tensor, rows: Tensor, module: Module, dual: Tensor) -> None
 
 def _change(gradient: Tensor, projected: Tensor) -> tuple[float, float]:
     before, after = gradient.double(), projected.double()
-    length = before.norm()
-    cosine = torch.dot(before, after) / (length * after.norm()).clamp_min(torch.finfo().tiny)
-    return float((after - before).norm() / length), float(cosine.clamp(-1.0, 1.0))
+    length, length_after = before.norm(), after.norm()
+    change = float((after - before).norm() / length)
+    if length_after == 0:
+        return change, 0.0
+    # Divided first: the product of two short vectors may be too small for any float.
+    cosine = torch.dot(before / length, after / length_after)
+    return change, float(cosine.clamp(-1.0, 1.0))

@@ -1,0 +1,86 @@
+"""The loss on any batch, and what it leaves alone."""
+
+import pytest
+import torch
+from tiny import SETTINGS, make_model, make_strategy
+from torch import nn
+
+from avalanche_mgem.bridge.batches import (
+    batch_gradient,
+    batch_loss,
+    restored_running_statistics,
+    to_device,
+)
+
+
+def prepared(setting="single head"):
+    """A strategy in the middle of an experience, and a batch of that experience."""
+    strategy = make_strategy(make_model(setting))
+    experience = SETTINGS[setting][1]().train_stream[0]
+    strategy.train(experience)
+    strategy.experience, strategy.is_training = experience, True
+    samples = [experience.dataset[i] for i in range(5)]
+    return strategy, experience.dataset.collate_fn(samples)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_minibatch_output_and_gradients_are_put_back(setting):
+    strategy, batch = prepared(setting)
+    strategy.mbatch, strategy.mb_output = own = ["own batch"], "own output"
+    marks = [torch.full_like(p, 2.0) for p in strategy.model.parameters()]
+    for parameter, mark in zip(strategy.model.parameters(), marks, strict=True):
+        parameter.grad = mark
+    trainable = [p for p in strategy.model.parameters() if p.requires_grad]
+    gradients = batch_gradient(strategy, batch, trainable)
+    assert (strategy.mbatch, strategy.mb_output) == own
+    assert any(g is not None and g.any() for g in gradients)
+    for parameter, mark in zip(strategy.model.parameters(), marks, strict=True):
+        assert parameter.grad is mark
+        assert (mark == 2.0).all()
+
+
+def test_they_are_put_back_after_an_error_too():
+    strategy, batch = prepared()
+    strategy.mbatch, strategy.mb_output = own = ["own batch"], "own output"
+    batch[0] = batch[0][:, :2]
+    with pytest.raises(RuntimeError):
+        batch_loss(strategy, batch)
+    assert (strategy.mbatch, strategy.mb_output) == own
+
+
+def test_the_gradient_is_that_of_backward():
+    strategy, batch = prepared()
+    parameters = list(strategy.model.parameters())
+    gradients = batch_gradient(strategy, batch, parameters)
+    strategy.model.zero_grad()
+    nn.functional.cross_entropy(strategy.model(batch[0]), batch[1]).backward()
+    for gradient, parameter in zip(gradients, parameters, strict=True):
+        torch.testing.assert_close(gradient, parameter.grad)
+
+
+def test_the_memory_keeps_its_own_container():
+    """Avalanche writes the moved tensors into the list that it unpacks."""
+    strategy, batch = prepared()
+    before = list(batch)
+    strategy.device = torch.device("cpu")
+    batch_loss(strategy, batch)
+    assert all(a is b for a, b in zip(batch, before, strict=True))
+
+
+def test_running_statistics_are_restored():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.InstanceNorm1d(3, track_running_stats=True))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with restored_running_statistics(model):
+        model(torch.randn(4, 3, 5))
+        assert not torch.equal(model[0].running_mean, before["0.running_mean"])
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_nested_batches_move_whole():
+    batch = {"x": torch.zeros(1), "more": [torch.ones(2), "text"]}
+    moved = to_device(batch, torch.device("meta"))
+    assert moved["x"].is_meta
+    assert moved["more"][0].is_meta
+    assert moved["more"][1] == "text"
+    assert not batch["x"].is_meta
