@@ -17,10 +17,11 @@ def to_device(batch: Batch, device: torch.device | None) -> Batch:
     if isinstance(batch, Tensor):
         return batch if device is None else batch.to(device)
     if isinstance(batch, Mapping):
-        moved = {key: to_device(value, device) for key, value in batch.items()}
-        return type(batch)(moved)  # type: ignore[call-arg]  # a BatchEncoding stays one
+        fields = {key: to_device(value, device) for key, value in batch.items()}
+        return type(batch)(fields)  # type: ignore[call-arg]  # a BatchEncoding stays one
     if isinstance(batch, list | tuple):
-        return [to_device(value, device) for value in batch]
+        moved = [to_device(value, device) for value in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
     return batch
 
 
@@ -41,11 +42,25 @@ def batch_gradient(
 ) -> tuple[Tensor | None, ...]:
     """Return the gradient of the loss on `batch`, one tensor a parameter; None where unused.
 
-    The parameters' own .grad is not touched.
+    The .grad of the model's parameters is put back.
     """
-    with torch.enable_grad():
-        loss = batch_loss(strategy, batch)
-        return torch.autograd.grad(loss, list(parameters), allow_unused=True)
+    # By backward and not by autograd.grad, which reentrant activation checkpointing refuses.
+    with torch.enable_grad(), _own_gradients(strategy.model):
+        batch_loss(strategy, batch).backward()  # type: ignore[no-untyped-call]
+        return tuple(parameter.grad for parameter in parameters)
+
+
+@contextmanager
+def _own_gradients(model: nn.Module) -> Iterator[None]:
+    """Begin with no gradients, and put those that were there back on the way out."""
+    saved = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for parameter, _ in saved:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in saved:
+            parameter.grad = gradient
 
 
 @contextmanager

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import default_collate
 
 from avalanche_mgem.arguments import one_of, positive_int, torch_device
@@ -49,10 +48,11 @@ class EpisodicMemory:
         split: "random": disjoint groups whose sizes differ by at most one. "class": the classes of
             a task, in sorted order, are dealt into the groups.
         selection: "random": a uniform sample of the task (Avalanche's GEMPlugin). "class-balanced":
-            as equal a number of each class as the task allows. "ring": the last samples that the
-            training loop presented (GEM's published code). The ring holds them as they were
-            presented: augmented, if the stream augments, and with what other plugins put into the
-            minibatch, unless its task label is not the experience's.
+            as equal a number of each class as the task allows. "ring": GEM's ring buffer, filled
+            while training, which holds the last samples of a pass over the task's data. The pass
+            keeps in step with training and goes through the data set in an order of its own: which
+            samples a minibatch holds, and which of them are replayed or augmented, no plugin can
+            tell.
         device: where the batches are kept; None: where the data set's collate function leaves them.
         seed: of the selection and the split.
 
@@ -86,6 +86,7 @@ class EpisodicMemory:
         self._tasks: list[list[MemoryGroup]] = []
         self._open = _Pool()
         self._open_groups: list[MemoryGroup] | None = None
+        self._pass: list[tuple[Any, int]] = []
 
     def __len__(self) -> int:
         """Return the number of tasks whose memory is closed."""
@@ -105,23 +106,24 @@ class EpisodicMemory:
             )
         self._open_groups = None
 
-    def observe_minibatch(self, batch: Batch, task_labels: Sequence[int] | None = None) -> None:
-        """Put a minibatch of the training loop into the ring; nothing for the other selections.
-
-        task_labels: of the experience; samples with another label (replayed ones) are left out.
-        """
+    def start_pass(self, dataset: Any) -> None:
+        """Begin a pass of the ring over `dataset`; nothing for the other selections."""
         if self.selection == "ring":
-            samples = _unbind(batch)
-            if task_labels is not None and isinstance(batch, list | tuple) and len(batch) > 2:
-                samples = [s for s in samples if int(s[-1]) in task_labels]
-            self._open.append(samples, self.patterns_per_experience)
+            order = self._random.permutation(len(dataset)).tolist()
+            self._pass = [(dataset, int(index)) for index in order]
+
+    def advance(self, n_samples: int) -> None:
+        """Put the pass's next samples into the ring; nothing for the other selections."""
+        if self.selection == "ring" and self._pass:
+            shown, self._pass = self._pass[:n_samples], self._pass[n_samples:]
+            self._open.append(shown, self.patterns_per_experience)
             self._open_groups = None
 
     def close_task(self) -> None:
         """End the open task: its samples become a memory that constrains what comes after."""
         if len(self._open):
             self._tasks.append(self.open_groups())
-        self._open, self._open_groups = _Pool(), None
+        self._open, self._open_groups, self._pass = _Pool(), None, []
 
     def closed_groups(self) -> list[MemoryGroup]:
         """The groups of all closed tasks, in the order of the tasks."""
@@ -130,11 +132,10 @@ class EpisodicMemory:
     def open_groups(self) -> list[MemoryGroup]:
         """The groups of the open task, as far as it has been observed."""
         if self._open_groups is None:
-            parts = self._split_positions()
-            self._open_groups = [
-                MemoryGroup(to_device(self._open.collate(part), self.device), 1.0 / len(parts))
-                for part in parts
-            ]
+            with preserved_random_state():
+                parts = self._split_positions()
+                batches = [to_device(self._open.collate(part), self.device) for part in parts]
+            self._open_groups = [MemoryGroup(batch, 1.0 / len(parts)) for batch in batches]
         return self._open_groups
 
     def _split_positions(self) -> list[NDArray[np.int64]]:
@@ -151,28 +152,44 @@ class EpisodicMemory:
 
 
 class _Pool:
-    """The samples kept of the open task, each with the random key that it won its place by."""
+    """The samples kept of the open task.
+
+    Of a random selection each has the key that it won its place by; of a ring, the data set and the
+    position where it is read when it is needed.
+    """
 
     def __init__(self) -> None:
         self._samples: list[Sample] = []
         self._keys = np.empty(0)
         self._labels = np.empty(0, dtype=np.int64)
+        self._ring: dict[tuple[int, int], Any] = {}
         self._collate: Callable[[list[Sample]], Batch] = default_collate
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._samples) or len(self._ring)
 
     def collate(self, positions: NDArray[np.int64]) -> Batch:
-        return self._collate([self._samples[i] for i in positions])
+        return self._collate([self._all_samples()[i] for i in positions])
 
     def labels(self) -> list[int]:
-        if len(self._labels) == len(self._samples):
+        if not self._ring:
             return [int(label) for label in self._labels]
-        return [_label(sample) for sample in self._samples]
+        labels = {id(dataset): _labels(dataset) for dataset, _ in self._ring.values()}
+        return [int(labels[id(dataset)][index]) for dataset, index in self._ring.values()]
 
-    def append(self, samples: list[Sample], size: int) -> None:
-        """Keep the last `size` samples."""
-        self._samples = [*self._samples, *samples][-size:]
+    def append(self, shown: list[tuple[Any, int]], size: int) -> None:
+        """Keep the last `size` of the samples shown, each once."""
+        for dataset, index in shown:
+            place = (id(dataset), index)
+            self._ring.pop(place, None)
+            self._ring[place] = (dataset, index)
+        for place in list(self._ring)[:-size]:
+            del self._ring[place]
+        if shown:
+            self._collate = _collate_of(shown[-1][0])
+
+    def _all_samples(self) -> list[Sample]:
+        return self._samples or [_raw(dataset)[i] for dataset, i in self._ring.values()]
 
     def merge(
         self,
@@ -192,11 +209,20 @@ class _Pool:
         all_keys = np.concatenate([self._keys, keys])
         all_labels = np.concatenate([self._labels, new_labels])
         kept = _largest(all_keys, all_labels if balanced else np.zeros_like(all_labels), size)
-        raw = dataset.eval() if hasattr(dataset, "eval") else dataset
+        raw = _raw(dataset)
         here = len(self._samples)
         self._samples = [self._samples[i] if i < here else raw[int(i) - here] for i in kept]
         self._keys, self._labels = all_keys[kept], all_labels[kept]
-        self._collate = getattr(dataset, "collate_fn", None) or default_collate
+        self._collate = _collate_of(dataset)
+
+
+def _raw(dataset: Any) -> Any:
+    """The data set without augmentation, where it tells what that is."""
+    return dataset.eval() if hasattr(dataset, "eval") else dataset
+
+
+def _collate_of(dataset: Any) -> Callable[[list[Sample]], Batch]:
+    return getattr(dataset, "collate_fn", None) or default_collate
 
 
 def _largest(keys: NDArray[np.float64], labels: NDArray[np.int64], size: int) -> NDArray[np.int64]:
@@ -220,21 +246,3 @@ def _labels(dataset: Any) -> NDArray[np.int64]:
             "`targets`, as Avalanche's classification data sets have"
         )
     return np.fromiter((int(target) for target in targets), dtype=np.int64, count=len(dataset))
-
-
-def _label(sample: Sample) -> int:
-    if isinstance(sample, Mapping):
-        raise ValueError(
-            "memory_split='class' needs samples with a label in second place, got a mapping"
-        )
-    return int(sample[1])
-
-
-def _unbind(batch: Batch) -> list[Sample]:
-    """Cut a minibatch into its samples, on the CPU."""
-    if isinstance(batch, Mapping):
-        columns = {key: value.detach().cpu() for key, value in batch.items()}
-        size = len(next(iter(columns.values())))
-        return [{key: value[i] for key, value in columns.items()} for i in range(size)]
-    fields: list[Tensor] = [field.detach().cpu() for field in batch]
-    return [[field[i].clone() for field in fields] for i in range(len(fields[0]))]

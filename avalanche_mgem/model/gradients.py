@@ -35,6 +35,8 @@ class GradientMatrix:
         device = parameters[0].device
         buffer = self._buffer
         if buffer.shape != shape or buffer.dtype != dtype or buffer.device != device:
+            del buffer
+            self._buffer = torch.empty(0, 0)  # let go of the old one before there is a new one
             self._buffer = torch.zeros(shape, dtype=dtype, device=device)
 
     @property
@@ -61,7 +63,7 @@ class GradientMatrix:
             if value is None:
                 row[columns] = 0.0
             else:
-                row[columns] = value.detach().reshape(-1)
+                row[columns] = _dense(value.detach()).reshape(-1)
 
     def scale_rows(self, factors: Sequence[float], like: Parameters) -> None:
         """Multiply each parameter's positions in the memory rows by its factor."""
@@ -81,10 +83,20 @@ class GradientMatrix:
 
 
 def write_gradients(parameters: Parameters, vector: Tensor) -> None:
-    """Write the long vector [P] into the parameters' .grad; a gradient that is None stays None."""
+    """Write the long vector [P] into the parameters' .grad.
+
+    A gradient that is None stays None; a sparse one becomes dense.
+    """
     for parameter, columns in zip(parameters, positions(parameters), strict=True):
-        if parameter.grad is not None:
-            parameter.grad.copy_(vector[columns].view_as(parameter.grad))
+        if parameter.grad is None:
+            continue
+        if parameter.grad.layout != torch.strided:
+            parameter.grad = torch.empty_like(parameter)
+        parameter.grad.copy_(vector[columns].view_as(parameter.grad))
+
+
+def _dense(value: Tensor) -> Tensor:
+    return value if value.layout == torch.strided else value.to_dense()
 
 
 def positions(parameters: Parameters) -> Iterator[slice]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import accumulate, pairwise
+from numbers import Integral
 from typing import Literal
 
 from torch import nn
@@ -47,7 +48,7 @@ def check_parameter_groups(parameter_groups: ParameterGroups) -> None:
     """Raise ValueError for what can be known to be wrong without a model."""
     if isinstance(parameter_groups, str):
         one_of("parameter_groups", parameter_groups, ("layer", "tensor"))
-    elif isinstance(parameter_groups, int):
+    elif isinstance(parameter_groups, Integral):
         positive_int("parameter_groups", parameter_groups)
     elif isinstance(parameter_groups, Mapping):
         if not parameter_groups:
@@ -92,8 +93,8 @@ def make_partition(
     parameters = restricted_parameters(model)
     if not parameters:
         raise ValueError("model has no parameter that requires a gradient: nothing to restrict")
-    if isinstance(parameter_groups, int):
-        return _equal_blocks(parameters, parameter_groups)
+    if isinstance(parameter_groups, Integral):
+        return _equal_blocks(parameters, int(parameter_groups))
     groups = _groups_by_name(model, parameters, parameter_groups)
     return _from_names(parameters, groups, unassigned_parameters)
 
@@ -121,17 +122,24 @@ def _groups_by_name(
         for name, _ in parameters:
             layers.setdefault(name.rpartition(".")[0] or "(model)", []).append(name)
         return layers
-    known = [name for name, _ in model.named_parameters()]
+    known = _names(model)
     if isinstance(parameter_groups, Mapping):
         return {group: _match(group, p, known) for group, p in parameter_groups.items()}
     assert callable(parameter_groups)  # check_parameter_groups has seen to it
     named = parameter_groups(model)
     for group, names in named.items():
         _require_known(group, names, known)
-    return {group: list(names) for group, names in named.items()}
+    return {group: [known[name] for name in names] for group, names in named.items()}
 
 
-def _match(group: str, patterns: Sequence[str], known: Sequence[str]) -> list[str]:
+def _names(model: nn.Module) -> dict[str, str]:
+    """Every name of every parameter, and the name that a shared parameter comes under."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    every = model.named_parameters(remove_duplicate=False)
+    return {name: first[id(parameter)] for name, parameter in every}
+
+
+def _match(group: str, patterns: Sequence[str], known: Mapping[str, str]) -> list[str]:
     if isinstance(patterns, str):
         raise ValueError(
             f"parameter_groups[{group!r}] must be a list of patterns, got the string {patterns!r}"
@@ -144,11 +152,11 @@ def _match(group: str, patterns: Sequence[str], known: Sequence[str]) -> list[st
                 f"parameter_groups[{group!r}]: the pattern {pattern!r} matches no parameter; "
                 f"{suggestion(pattern, known)}"
             )
-        matched.update(dict.fromkeys(found))
+        matched.update(dict.fromkeys(known[name] for name in found))
     return list(matched)
 
 
-def _require_known(group: str, names: Iterable[str], known: Sequence[str]) -> None:
+def _require_known(group: str, names: Iterable[str], known: Mapping[str, str]) -> None:
     for name in names:
         if name not in known:
             raise ValueError(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 
 @contextmanager
@@ -25,10 +25,11 @@ def preserved_random_state() -> Iterator[None]:
 
 
 class RandomStream:
-    """A torch random state of its own, for code that draws from the global one.
+    """Random states of its own, for code that draws from the global ones.
 
-    Inside `active(device)` the global state of the CPU and of that device is this stream's; on the
-    way out it is what it was, and the stream remembers where it stopped. It pickles and
+    Inside `active(device)` the global states of Python, numpy, torch's CPU and that device are this
+    stream's; on the way out they are what they were, and the stream remembers where it stopped. It
+    pickles and
     deep-copies.
 
     Args:
@@ -37,32 +38,47 @@ class RandomStream:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._states: dict[str, Tensor] = {}
+        self._states: dict[str, Any] = {}
 
     @contextmanager
     def active(self, device: torch.device) -> Iterator[None]:
-        """Draw from this stream instead of the global state."""
-        devices = [torch.device("cpu")] + ([device] if device.type == "cuda" else [])
-        outside = [_get_state(d) for d in devices]
-        for d in devices:
-            _set_state(d, self._states.get(str(d), self._fresh_state(d)))
+        """Draw from this stream instead of the global states."""
+        sources = ["python", "numpy", "cpu"] + ([str(device)] if device.type == "cuda" else [])
+        outside = {source: _get_state(source) for source in sources}
+        for source in sources:
+            if source not in self._states:
+                self._states[source] = _fresh_state(source, self._seed)
+            _set_state(source, self._states[source])
         try:
             yield
         finally:
-            for d, state in zip(devices, outside, strict=True):
-                self._states[str(d)] = _get_state(d)
-                _set_state(d, state)
-
-    def _fresh_state(self, device: torch.device) -> Tensor:
-        return torch.Generator(device).manual_seed(self._seed).get_state()
+            for source in sources:
+                self._states[source] = _get_state(source)
+                _set_state(source, outside[source])
 
 
-def _get_state(device: torch.device) -> Tensor:
-    return torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device)
+def _fresh_state(source: str, seed: int) -> Any:
+    if source == "python":
+        return random.Random(seed).getstate()
+    if source == "numpy":
+        return np.random.RandomState(seed).get_state()
+    return torch.Generator(source).manual_seed(seed).get_state()
 
 
-def _set_state(device: torch.device, state: Tensor) -> None:
-    if device.type == "cpu":
+def _get_state(source: str) -> Any:
+    if source == "python":
+        return random.getstate()
+    if source == "numpy":
+        return np.random.get_state()
+    return torch.get_rng_state() if source == "cpu" else torch.cuda.get_rng_state(source)
+
+
+def _set_state(source: str, state: Any) -> None:
+    if source == "python":
+        random.setstate(state)
+    elif source == "numpy":
+        np.random.set_state(state)
+    elif source == "cpu":
         torch.set_rng_state(state)
     else:
-        torch.cuda.set_rng_state(state, device)
+        torch.cuda.set_rng_state(state, source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from avalanche_mgem.model.partition import (
     restricted_parameters,
 )
 from avalanche_mgem.model.randomness import RandomStream
-from avalanche_mgem.model.steps import StepRecorder
+from avalanche_mgem.model.steps import StepRecorder, step_rates
 from avalanche_mgem.restriction import (
     ConstantSchedule,
     DiagonalSolver,
@@ -44,7 +45,8 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
 
     Runs on `before_training_iteration` (the gradients of the memory), on `after_backward` (the
     projection; on `before_update` and `after_update` with restrict="update") and on
-    `after_training_exp` (the memory of the task that ends). Source: "Fine-Grained Gradient
+    `after_training_exp` (the memory of the task that ends). What stands between them must neither
+    add nor replace parameters. Source: "Fine-Grained Gradient
     Restriction" (arXiv 2410.00868) on Gradient Episodic Memory (arXiv 1706.08840).
 
     With one module and one group this is GEM, and equals Avalanche's GEMPlugin on the same memory.
@@ -53,9 +55,10 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         patterns_per_experience: samples kept of each task; where a stream has no task boundaries,
             the size of one reservoir.
         memory_strength: gamma >= 0, the lower bound of the dual variables (not a margin of the
-            constraint), or a schedule, called with the 0-based `experience` and `iteration`. It
-            acts in modules with a violated row only. Undivided bounds with many groups can diverge,
-            see `memory_strength_per`.
+            constraint), or a schedule, called with the 0-based `experience` (of a stream without
+            task boundaries: sub-experience) and `iteration` of the run. It acts in modules with a
+            violated row only. Undivided bounds with many groups can diverge, see
+            `memory_strength_per`.
         parameter_groups: p-mGEM: the modules that are restricted each on its own. An int (equal
             blocks), "layer", "tensor", {name: [patterns]} or a callable(model); see
             `avalanche_mgem.model.partition.make_partition`. The paper leaves the partition open.
@@ -76,10 +79,10 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         ridge: "auto" (1e-3 absolute, as GEM, with one module and one group; otherwise relative),
             "relative" or an absolute number > 0; see `avalanche_mgem.restriction.project`.
         unassigned_parameters: parameters that no pattern takes: "error", "free" or "module".
-        unused_parameters: those without a gradient in a step, such as the heads of other tasks:
-            "exclude" (default, ours: they cannot move, so they are no part of the problem) or
-            "include" (as Avalanche's GEMPlugin: their part of the solution is lost, and the
-            constraint with it).
+        unused_parameters: those that a step cannot move, such as the heads of other tasks (no
+            gradient), frozen ones, and those that the optimiser has not or has at learning rate 0:
+            "exclude" (default, ours: they are no part of the problem) or "include" (as Avalanche's
+            GEMPlugin: their part of the solution is lost, and the constraint with it).
         memory_batchnorm: the running statistics of normalisation layers in the memory's forward
             passes: "update" (as GEM) or "restore".
         memory_device: where the memory is kept; None: on the strategy's device.
@@ -87,8 +90,8 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
             None: torch's current initial seed. The global random states are never drawn from.
 
     Attributes:
-        last_projection: what the last iteration's projection did; None where there was no memory
-            yet.
+        last_projection: what the last iteration's projection did, its gradient left out; None where
+            there was no memory yet.
 
     Raises:
         ValueError: an argument out of range, at construction; a partition that does not fit the
@@ -134,7 +137,7 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         self.memory_strength_per = one_of(
             "memory_strength_per", memory_strength_per, ("task", "row")
         )
-        self.ridge: Ridge = _ridge(ridge, parameter_groups == 1 and memory_groups == 1)
+        self.ridge = _ridge(ridge)
         self.unassigned_parameters: Unassigned = unassigned_parameters
         one_of("unassigned_parameters", unassigned_parameters, ("error", "free", "module"))
         self.unused_parameters = one_of(
@@ -146,6 +149,8 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         self._matrix = GradientMatrix()
         self._step = StepRecorder()
         self._partitions = _PartitionCache()
+        self._names: list[str] = []  # of the parameters behind the matrix
+        self._restricted = Partition((), (), 0)  # of those parameters
         self._strengths = torch.empty(0)  # one a memory row; empty: nothing to restrict with
         self._experience = -1
         self._boundaries_known = True
@@ -176,32 +181,41 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         """Project the gradient (restrict="gradient")."""
         if self.restrict == "update" or not len(self._strengths):
             return
-        parameters = _parameters(strategy.model)
-        gradients = [p.grad for p in parameters]
-        projection = self._project(strategy.model, parameters, gradients)
-        if projection.violated:
-            write_gradients(parameters, projection.gradient)
+        parameters = self._parameters(strategy.model)
+        rates = step_rates(parameters, strategy.optimizer)
+        still = [r == 0 and self.unused_parameters == "exclude" for r in rates]
+        gradients = [None if s else p.grad for p, s in zip(parameters, still, strict=True)]
+        projected = self._project(parameters, gradients)
+        if projected is not None:
+            write_gradients(parameters, projected)
 
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
         """Remember where the parameters are (restrict="update")."""
         if self.restrict == "update" and len(self._strengths):
-            self._step.start(_parameters(strategy.model), strategy.optimizer)
+            self._step.start(self._parameters(strategy.model), strategy.optimizer)
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
         """Project the step that the optimiser took (restrict="update")."""
         if self.restrict == "gradient" or not len(self._strengths):
             return
-        parameters = _parameters(strategy.model)
+        parameters = self._parameters(strategy.model)
         update = self._step.finish(parameters)
         self._matrix.scale_rows(self._step.metric, parameters)
-        projection = self._project(strategy.model, parameters, update)
-        if projection.violated:
-            self._step.redo(parameters, projection.gradient)
+        try:
+            projected = self._project(parameters, update)
+        except FloatingPointError:
+            self._step.undo(parameters)
+            raise
+        if projected is not None:
+            self._step.redo(parameters, self._matrix.gradient, projected)
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Begin a pass of the memory's ring over the experience (memory_selection="ring")."""
+        self.memory.start_pass(strategy.experience.dataset)
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Put the minibatch into the memory's ring (memory_selection="ring")."""
-        labels = getattr(strategy.experience, "task_labels", None)
-        self.memory.observe_minibatch(strategy.mbatch, labels)
+        """Let the memory's ring keep in step (memory_selection="ring")."""
+        self.memory.advance(strategy.train_mb_size)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Take samples of the experience; close the memory of a task that ends."""
@@ -214,6 +228,17 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
     def _partition(self, model: nn.Module) -> Partition:
         return self._partitions.get(model, self.parameter_groups, self.unassigned_parameters)
 
+    def _parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        """The parameters behind the matrix, whatever has been frozen since its rows were made."""
+        named = dict(model.named_parameters())
+        parameters = [named[name] for name in self._names if name in named]
+        if sum(p.numel() for p in parameters) != self._matrix.gradient.numel():
+            raise RuntimeError(
+                "the model's parameters changed between the memory's gradients and the update; a "
+                "plugin may freeze parameters there, but neither add nor replace them"
+            )
+        return parameters
+
     def _lower_bounds(self, groups: list[MemoryGroup], iteration: int) -> Tensor:
         strength = self.memory_strength(experience=max(self._experience, 0), iteration=iteration)
         strength = finite("memory_strength", strength, minimum=0.0)
@@ -221,30 +246,38 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         return torch.tensor([strength * (g.share if per_task else 1.0) for g in groups])
 
     def _compute_rows(self, strategy: Any, groups: list[MemoryGroup]) -> None:
-        parameters = _parameters(strategy.model)
+        named = restricted_parameters(strategy.model)
+        self._names, parameters = [name for name, _ in named], [p for _, p in named]
+        self._restricted = self._partition(strategy.model)
         self._matrix.fit(parameters, len(groups))
         restore = self.memory_batchnorm == "restore"
         statistics = restored_running_statistics(strategy.model) if restore else nullcontext()
         with statistics, self._random.active(parameters[0].device):
             for index, group in enumerate(groups):
-                gradients = batch_gradient(strategy, group.batch, parameters)
+                gradients = _group_gradient(strategy, group, parameters)
                 self._matrix.set_row(index, gradients, parameters)
 
     def _project(
-        self, model: nn.Module, parameters: list[nn.Parameter], vectors: list[Tensor | None]
-    ) -> Projection:
+        self, parameters: list[nn.Parameter], vectors: list[Tensor | None]
+    ) -> Tensor | None:
+        """Project and keep what it did; return the projected vector, or None if it is unchanged."""
         self._matrix.set_gradient(vectors, parameters)
         if self.unused_parameters == "exclude":
             self._matrix.hold_still(parameters, [vector is None for vector in vectors])
-        self.last_projection = project(
+        modules = self._restricted.slices
+        is_gem = len(modules) == 1 and self.memory.groups == 1
+        automatic: Ridge = _GEM_RIDGE if is_gem else "relative"
+        projection = project(
             self._matrix.gradient,
             self._matrix.rows,
             memory_strength=self._strengths,
-            modules=self._partition(model).slices,
+            modules=modules,
             solver=self.solver,
-            ridge=self.ridge,
+            ridge=automatic if self.ridge == "auto" else self.ridge,
         )
-        return self.last_projection
+        # Without the long vector, which may be the matrix's own memory.
+        self.last_projection = dataclasses.replace(projection, gradient=torch.empty(0))
+        return projection.gradient if projection.violated else None
 
 
 class _PartitionCache:
@@ -262,8 +295,18 @@ class _PartitionCache:
         return self._value
 
 
-def _parameters(model: nn.Module) -> list[nn.Parameter]:
-    return [parameter for _, parameter in restricted_parameters(model)]
+def _group_gradient(
+    strategy: Any, group: MemoryGroup, parameters: list[nn.Parameter]
+) -> tuple[Tensor | None, ...]:
+    try:
+        return batch_gradient(strategy, group.batch, parameters)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            "memory_groups: a group of one sample cannot pass batch normalisation in training "
+            "mode; use fewer memory_groups or more patterns_per_experience"
+        ) from error
 
 
 def _schedule(memory_strength: float | Schedule) -> Schedule:
@@ -273,17 +316,15 @@ def _schedule(memory_strength: float | Schedule) -> Schedule:
 
 
 def _solver(solver: str | DualSolver) -> DualSolver:
-    if not isinstance(solver, str) and callable(solver):
+    if callable(solver) and not isinstance(solver, str | type):
         return solver
     name = one_of("solver", solver, ("exact", "approximate"))
     return QuadprogSolver() if name == "exact" else DiagonalSolver()
 
 
-def _ridge(ridge: float | str, is_gem: bool) -> Ridge:
-    if ridge == "auto":
-        return _GEM_RIDGE if is_gem else "relative"
-    if ridge == "relative":
-        return "relative"
+def _ridge(ridge: float | str) -> float | Literal["auto", "relative"]:
+    if ridge == "auto" or ridge == "relative":  # noqa: PLR1714  # so that types narrow
+        return ridge  # type: ignore[return-value]
     if isinstance(ridge, str):
         raise ValueError(f"ridge must be 'auto', 'relative' or a number > 0, got {ridge!r}")
     return finite("ridge", ridge, minimum=0.0, above=True)

@@ -13,6 +13,7 @@ a_m> < 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -29,9 +30,10 @@ Module = Sequence[slice]
 Ridge = float | Literal["relative"]
 
 RELATIVE_RIDGE = 1e-7
-# Columns per product: small enough to stay in the cache, so that float64 needs no second copy of
-# the rows.
+# Columns per product: so few that float64 needs no second copy of the rows; on the CPU they stay in
+# the cache, on other devices a call costs more than it does there.
 _CHUNK = 4096
+_CHUNK_ELSEWHERE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,15 @@ def project(
             A solver that only looks at the diagonal gets no ridge.
 
     Raises:
-        ValueError: shapes that do not fit, a memory strength that is negative or not finite.
+        ValueError: shapes that do not fit, modules that overlap or reach beyond P, a memory
+            strength that is negative or not finite, an unknown ridge.
         FloatingPointError: a dot product is not finite.
     """
     strength = _check(gradient, rows, memory_strength)
     modules = [[slice(0, gradient.numel())]] if modules is None else modules
+    _check_modules(modules, gradient.numel())
+    if ridge != "relative":
+        finite("ridge", ridge, minimum=0.0)
     dots = torch.stack([_dots(gradient, rows, module) for module in modules]).cpu()
     if not dots.isfinite().all():
         raise FloatingPointError(
@@ -107,7 +113,7 @@ def project(
     projected = gradient.clone()
     for index in touched:
         gram = _regularised_gram(rows, modules[index], solver, ridge)
-        dual[index] = torch.from_numpy(solver(gram, dots[index].numpy(), strength))
+        dual[index] = _solved(solver, gram, dots[index].numpy(), strength)
         _push(projected, rows, modules[index], dual[index])
     return Projection(projected, dots, dual, *_change(gradient, projected))
 
@@ -129,16 +135,39 @@ def _check(gradient: Tensor, rows: Tensor, memory_strength: float | Tensor) -> N
     return np.asarray(strength.numpy(), dtype=np.float64)
 
 
-def _chunks(module: Module) -> Iterator[slice]:
+def _check_modules(modules: Sequence[Module], size: int) -> None:
+    if not modules:
+        raise ValueError("modules must name at least one module, got none")
+    parts = sorted((part.start, part.stop) for module in modules for part in module)
+    ends = [0, *(stop for _, stop in parts)]
+    starts = [*(start for start, _ in parts), size]
+    if any(start < end for start, end in zip(starts, ends, strict=True)):
+        raise ValueError(f"modules must be disjoint slices of [0, {size}), got {modules}")
+
+
+def _solved(
+    solver: DualSolver,
+    gram: NDArray[np.float64],
+    dots: NDArray[np.float64],
+    lower: NDArray[np.float64],
+) -> Tensor:
+    dual = np.asarray(solver(gram, dots, lower), dtype=np.float64)
+    if dual.shape != lower.shape or not np.isfinite(dual).all():
+        raise ValueError(f"solver must return {len(lower)} finite dual variables, got {dual}")
+    return torch.from_numpy(dual)
+
+
+def _chunks(module: Module, device: torch.device) -> Iterator[slice]:
+    size = _CHUNK if device.type == "cpu" else _CHUNK_ELSEWHERE
     for part in module:
-        for start in range(part.start, part.stop, _CHUNK):
-            yield slice(start, min(start + _CHUNK, part.stop))
+        for start in range(part.start, part.stop, size):
+            yield slice(start, min(start + size, part.stop))
 
 
 def _dots(gradient: Tensor, rows: Tensor, module: Module) -> Tensor:
     """<g_m, a_m> for each row: float64 [K]."""
     total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-    for columns in _chunks(module):
+    for columns in _chunks(module, rows.device):
         total += rows[:, columns].double() @ gradient[columns].double()
     return total
 
@@ -148,10 +177,12 @@ def _regularised_gram(
 ) -> NDArray[np.float64]:
     """A_m A_m' with its ridge, float64 [K, K]; only the diagonal where that is all it takes."""
     if getattr(solver, "diagonal_only", False):
-        lengths = sum(rows[:, columns].double().square().sum(1) for columns in _chunks(module))
+        lengths = sum(
+            rows[:, columns].double().square().sum(1) for columns in _chunks(module, rows.device)
+        )
         return np.diag(torch.as_tensor(lengths).cpu().numpy())
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-    for columns in _chunks(module):
+    for columns in _chunks(module, rows.device):
         chunk = rows[:, columns].double()
         gram.addmm_(chunk, chunk.T)
     diagonal = gram.diagonal()
@@ -162,17 +193,20 @@ def _regularised_gram(
 def _push(projected: Tensor, rows: Tensor, module: Module, dual: Tensor) -> None:
     """Add A_m' v to the module's positions, in place."""
     weights = dual.to(rows.device)
-    for columns in _chunks(module):
+    for columns in _chunks(module, rows.device):
         moved = projected[columns].double() + weights @ rows[:, columns].double()
         projected[columns] = moved.to(projected.dtype)
 
 
 def _change(gradient: Tensor, projected: Tensor) -> tuple[float, float]:
-    before, after = gradient.double(), projected.double()
-    length, length_after = before.norm(), after.norm()
-    change = float((after - before).norm() / length)
-    if length_after == 0:
-        return change, 0.0
-    # Divided first: the product of two short vectors may be too small for any float.
-    cosine = torch.dot(before / length, after / length_after)
-    return change, float(cosine.clamp(-1.0, 1.0))
+    """||z - g|| / ||g|| and the cosine of z and g; in chunks, to need no long float64 vector."""
+    sums = torch.zeros(4, dtype=torch.float64, device=gradient.device)
+    for columns in _chunks([slice(0, gradient.numel())], gradient.device):
+        before, after = gradient[columns].double(), projected[columns].double()
+        change = after - before
+        pairs = ((before, before), (after, after), (change, change), (before, after))
+        sums += torch.stack([torch.dot(a, b) for a, b in pairs])
+    before_squared, after_squared, change_squared, product = sums.tolist()
+    length, length_after = math.sqrt(before_squared), math.sqrt(after_squared)
+    cosine = product / length / length_after if length_after > 0 else 0.0
+    return math.sqrt(change_squared) / length, min(max(cosine, -1.0), 1.0)

@@ -1,5 +1,7 @@
 """The loss on any batch, and what it leaves alone."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from tiny import SETTINGS, make_model, make_strategy
@@ -75,6 +77,19 @@ def test_running_statistics_are_restored():
         assert not torch.equal(model[0].running_mean, before["0.running_mean"])
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+class Pair(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+@pytest.mark.parametrize("kind", [list, tuple, lambda pair: Pair(*pair)])
+def test_a_moved_batch_is_of_the_same_kind(kind):
+    batch = kind([torch.zeros(1), torch.ones(1)])
+    moved = to_device(batch, torch.device("meta"))
+    assert type(moved) is type(batch)
+    assert all(field.is_meta for field in moved)
 
 
 def test_nested_batches_move_whole():

@@ -11,7 +11,7 @@ import torch
 from avalanche.benchmarks.utils import make_avalanche_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from avalanche_mgem.bridge.memory import EpisodicMemory
 
@@ -157,12 +157,22 @@ def test_raw_samples_are_kept_and_nobodys_random_numbers_are_drawn():
     assert torch.equal(x, torch.arange(10.0)[:, None].expand(10, 2))
 
 
+def noisy_collate(samples):
+    """A collate function that draws, as masking words does."""
+    random.random(), np.random.random(), torch.rand(1)
+    return default_collate(samples)
+
+
 def test_a_data_set_that_always_augments_draws_from_nobody():
     dataset = make_avalanche_dataset(
-        Numbered(range(10)), transform_groups=_groups(train=noisy, evaluation=noisy)
+        Numbered(range(10)),
+        transform_groups=_groups(train=noisy, evaluation=noisy),
+        collate_fn=noisy_collate,
     )
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    EpisodicMemory(10, seed=0).observe_dataset(dataset)
+    memory = EpisodicMemory(10, seed=0)
+    memory.observe_dataset(dataset)
+    memory.close_task()
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
     assert random.getstate() == before[2]
@@ -174,48 +184,64 @@ def _groups(train, evaluation):
     return TransformGroups({"train": train, "eval": evaluation})
 
 
-@given(st.lists(st.integers(1, 7), min_size=1, max_size=6), st.integers(1, 10))
-def test_the_ring_holds_the_last_samples(batches, size):
-    memory = EpisodicMemory(size, selection="ring", seed=0)
-    shown = 0
-    for length in batches:
-        values = torch.arange(shown, shown + length)
-        batch = [values.float()[:, None].expand(-1, 2), values % 3, torch.zeros(length).long()]
-        memory.observe_minibatch(batch, task_labels=[0])
-        shown += length
-    memory.observe_dataset(Numbered([0] * 5))  # the ring takes nothing from data sets
+@given(st.lists(st.integers(1, 7), max_size=8), st.integers(1, 10), st.integers(0, 9))
+def test_the_ring_holds_the_last_samples_of_a_pass(advances, size, seed):
+    dataset, everything = Numbered(range(20)), EpisodicMemory(20, selection="ring", seed=seed)
+    everything.start_pass(dataset)
+    memory = EpisodicMemory(size, selection="ring", seed=seed)
+    memory.start_pass(dataset)
+    shown = []
+    for n in advances:
+        for one in (everything, memory):
+            one.advance(n)
+        now = numbers(everything.open_groups())[0]
+        assert now[: len(shown)] == shown  # a pass goes on, and shows no sample twice
+        shown = now
+    memory.observe_dataset(Numbered([0] * 5, offset=50))  # the ring takes nothing but the pass
     memory.close_task()
-    assert numbers(memory.closed_groups()) == [list(range(max(0, shown - size), shown))]
+    assert [n for group in numbers(memory.closed_groups()) for n in group] == shown[-size:]
 
 
-def test_the_ring_leaves_out_replayed_samples_of_other_tasks():
-    memory = EpisodicMemory(10, selection="ring", seed=0)
-    batch = [torch.arange(8.0).reshape(4, 2), torch.zeros(4).long(), torch.tensor([0, 2, 0, 2])]
-    memory.observe_minibatch(batch, task_labels=[2])
+def test_a_second_pass_moves_samples_to_the_end_and_keeps_each_once():
+    memory = EpisodicMemory(8, selection="ring", seed=0)
+    dataset = Numbered(range(6))
+    for _ in range(3):
+        memory.start_pass(dataset)
+        memory.advance(4)
+        memory.advance(4)
     memory.close_task()
-    assert numbers(memory.closed_groups()) == [[2, 6]]
+    assert sorted(numbers(memory.closed_groups())[0]) == list(range(6))
 
 
-def test_the_ring_does_not_change_when_the_minibatch_does():
-    memory = EpisodicMemory(10, selection="ring", seed=0)
-    batch = [torch.ones(2, 2), torch.zeros(2).long(), torch.zeros(2).long()]
-    memory.observe_minibatch(batch)
-    batch[0].fill_(9.0)
+def test_the_ring_by_class_and_raw():
+    dataset = make_avalanche_dataset(
+        Numbered([0, 1, 2, 0, 1, 2]), transform_groups=_groups(train=noisy, evaluation=None)
+    ).update_data_attribute("targets", [0, 1, 2, 0, 1, 2])
+    memory = EpisodicMemory(6, groups=3, split="class", selection="ring", seed=0)
+    memory.start_pass(dataset)
+    memory.advance(6)
     memory.close_task()
-    assert numbers(memory.closed_groups()) == [[1, 1]]
+    assert sorted(sorted(group) for group in numbers(memory.closed_groups())) == [
+        [0, 3],
+        [1, 4],
+        [2, 5],
+    ]
 
 
 @pytest.mark.parametrize("selection", ["random", "class-balanced", "ring"])
 def test_copies_and_pickles_go_on_as_the_original(selection):
+    def go_on(memory, offset):
+        dataset = Numbered(range(6), offset)
+        memory.start_pass(dataset)
+        memory.advance(4)
+        memory.observe_dataset(dataset)
+
     memory = EpisodicMemory(4, groups=2, selection=selection, seed=0)
-    first = [torch.rand(6, 2), torch.arange(6), torch.zeros(6).long()]
-    memory.observe_minibatch(first)
-    memory.observe_dataset(Numbered(range(6)))
+    go_on(memory, 0)
     others = [copy.deepcopy(memory), pickle.loads(pickle.dumps(memory))]
     kept = []
     for one in (memory, *others):
-        one.observe_minibatch(first)
-        one.observe_dataset(Numbered(range(6), offset=6))
+        go_on(one, 6)
         one.close_task()
         kept.append(numbers(one.closed_groups()))
     assert kept[0] == kept[1] == kept[2]

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -92,6 +93,11 @@ def test_a_module_whose_parameters_are_all_frozen_is_left_out():
     assert partition.names == ("last",)
     with pytest.raises(ValueError, match="parameter_groups takes frozen parameters only"):
         make_partition(model, {"first": ["0"]}, unassigned_parameters="free")
+
+
+def test_numpys_numbers_are_numbers():
+    model = nn.Linear(2, 2)
+    assert make_partition(model, np.int64(2)) == make_partition(model, 2)
 
 
 def test_shared_parameters_come_once():

@@ -5,6 +5,7 @@ import torch
 from tiny import domain_stream, make_model, make_strategy, parameter_vector
 
 from avalanche_mgem import MGEM, MGEMPlugin
+from avalanche_mgem.restriction import QuadprogSolver
 
 NAN, INF = float("nan"), float("inf")
 
@@ -32,6 +33,7 @@ NAN, INF = float("nan"), float("inf")
         ({"parameter_groups": {}}, "parameter_groups must name at least one module"),
         ({"solver": "quadprog"}, "solver: unknown 'quadprog'"),
         ({"solver": 3}, "solver: unknown 3"),
+        ({"solver": QuadprogSolver}, "solver: unknown"),
         ({"restrict": "updates"}, "restrict: unknown 'updates'; did you mean 'update'"),
         ({"memory_split": "classes"}, "memory_split: unknown 'classes'; did you mean 'class'"),
         ({"memory_selection": "reservoir"}, "memory_selection: unknown 'reservoir'"),
@@ -106,11 +108,12 @@ def test_an_unknown_argument_of_the_strategy_is_named():
         make_strategy(make_model(), strategy=MGEM, patterns_per_experience=10, memory_grups=2)
 
 
+@pytest.mark.parametrize("restrict", ["gradient", "update"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_never_reaches_the_weights(bad):
+def test_what_is_not_finite_never_reaches_the_weights(bad, restrict):
     stream = domain_stream().train_stream
     model = make_model()
-    strategy = make_strategy(model, [MGEMPlugin(10)])
+    strategy = make_strategy(model, [MGEMPlugin(10, restrict=restrict)])
     strategy.train(stream[0])
     before = parameter_vector(model)
     strategy._criterion = lambda output, target: (

@@ -19,7 +19,9 @@ from tiny import (
     parameter_vector,
     train,
 )
+from torch import nn
 from torch.optim import SGD, Adam
+from torch.utils.checkpoint import checkpoint
 
 from avalanche_mgem import MGEMPlugin
 from avalanche_mgem.restriction import LinearSchedule, QuadprogSolver
@@ -256,6 +258,78 @@ def test_evaluation_while_training_changes_nothing(peval_mode):
             torch.set_rng_state(order)
         results.append(parameter_vector(strategy.model))
     assert torch.equal(*results)
+
+
+class TestUnusualModels:
+    """Each trains, and its steps are restricted."""
+
+    def trained(self, model, **arguments):
+        plugin = MGEMPlugin(12, 0.5, seed=0, **arguments)
+        strategy = make_strategy(model, [plugin], train_epochs=4)
+        train(strategy, domain_stream().train_stream)
+        assert all(p.isfinite().all() for p in model.parameters())
+        assert plugin.last_projection is not None
+        return plugin
+
+    @pytest.mark.parametrize("restrict", ["gradient", "update"])
+    def test_sparse_embeddings(self, restrict):
+        class Bag(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.embedding = nn.Embedding(8, 5, sparse=True)
+                self.head = nn.Linear(5, 6)
+
+            def forward(self, x):
+                return self.head(self.embedding((x.abs() * 3).long().clamp(max=7)).mean(1))
+
+        self.trained(Bag(), restrict=restrict)
+
+    @pytest.mark.parametrize("reentrant", [True, False])
+    def test_activation_checkpointing(self, reentrant):
+        class Checkpointed(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 6)
+
+            def forward(self, x):
+                x = x.requires_grad_(True)
+                return self.last(checkpoint(self.first, x, use_reentrant=reentrant).relu())
+
+        self.trained(Checkpointed())
+
+    def test_tied_parameters_by_either_name(self):
+        model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+        model[2].weight = model[0].weight
+        groups = {"tied": ["2.weight"], "biases": ["*.bias"]}
+        plugin = self.trained(model, parameter_groups=groups)
+        assert plugin.last_projection.dots.shape[0] == 2
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+    @pytest.mark.parametrize("restrict", ["gradient", "update"])
+    def test_other_precisions(self, dtype, restrict):
+        class Cast(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = make_model().to(dtype)
+
+            def forward(self, x):
+                return self.net(x.to(dtype)).float()
+
+        self.trained(Cast(), restrict=restrict)
+
+    def test_a_group_of_one_sample_and_batch_norm_is_said(self):
+        plugin = MGEMPlugin(3, memory_groups=3, seed=0)
+        strategy = make_strategy(make_model("batch norm"), [plugin])
+        with pytest.raises(ValueError, match="memory_groups: a group of one sample"):
+            train(strategy, domain_stream().train_stream)
+
+
+def test_what_it_keeps_is_small():
+    """A copy or a pickle carries no gradient matrix."""
+    plugin = plugin_of("d")
+    train(make_strategy(make_model(), [plugin], train_epochs=4), domain_stream().train_stream)
+    assert plugin.last_projection.violated
+    assert plugin.last_projection.gradient.numel() == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

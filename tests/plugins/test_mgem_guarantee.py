@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from avalanche.training.supervised import Naive
 from tiny import SETTINGS, Call, make_model, make_strategy, train
 from torch.optim import SGD, Adam, AdamW, RMSprop
 
@@ -15,6 +16,7 @@ OPTIMIZERS = {
     "adam": lambda m: Adam(m.parameters(), lr=0.02),
     "adamw": lambda m: AdamW(m.parameters(), lr=0.02, weight_decay=0.1),
     "rmsprop": lambda m: RMSprop(m.parameters(), lr=0.01),
+    "maximising": lambda m: SGD(m.parameters(), lr=0.1, momentum=0.9, maximize=True),
     "two rates": lambda m: SGD(
         [{"params": list(m.parameters())[:1], "lr": 0.02}, {"params": list(m.parameters())[1:]}],
         lr=0.3,
@@ -34,6 +36,7 @@ def harms(setting, optimizer, **arguments):
     """
     plugin = MGEMPlugin(12, 0.0, seed=0, **arguments)
     before, found = {}, []
+    sign = -1.0 if optimizer == "maximising" else 1.0
 
     def remember(strategy):
         before["theta"] = trainable_vector(strategy.model)
@@ -42,7 +45,7 @@ def harms(setting, optimizer, **arguments):
     def measure(strategy):
         if plugin.last_projection is None:
             return
-        step = before["theta"] - trainable_vector(strategy.model)
+        step = sign * (before["theta"] - trainable_vector(strategy.model))
         groups = arguments.get("parameter_groups", 1)
         for module in make_partition(strategy.model, groups).slices:
             at = torch.cat([torch.arange(s.start, s.stop) for s in module])
@@ -54,6 +57,8 @@ def harms(setting, optimizer, **arguments):
     strategy = make_strategy(
         make_model(setting), plugins, optimizer=OPTIMIZERS[optimizer], train_epochs=6
     )
+    if sign < 0:
+        strategy._criterion = lambda output, y: -torch.nn.functional.cross_entropy(output, y)
     train(strategy, SETTINGS[setting][1]().train_stream)
     assert len(found) > 10
     return found
@@ -80,6 +85,53 @@ def test_restricting_the_update_keeps_every_optimiser_from_harm(optimizer, setti
 )
 def test_restricting_the_gradient_keeps_plain_sgd_from_harm(setting, arguments):
     assert max(harms(setting, "sgd", **arguments)) < 1e-4
+
+
+OTHER_WAYS_TO_STAND_STILL = {
+    "not in the optimiser": lambda m: SGD(list(m.parameters())[1:], lr=0.3),
+    "learning rate 0": lambda m: SGD(
+        [{"params": list(m.parameters())[:1], "lr": 0.0}, {"params": list(m.parameters())[1:]}],
+        lr=0.3,
+    ),
+}
+
+
+@pytest.mark.parametrize("restrict", ["gradient", "update"])
+@pytest.mark.parametrize("way", OTHER_WAYS_TO_STAND_STILL)
+def test_parameters_that_cannot_move_are_no_part_of_the_problem(way, restrict, monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, way, OTHER_WAYS_TO_STAND_STILL[way])
+    if way == "not in the optimiser":  # Avalanche adds all parameters before the first experience
+        monkeypatch.setattr(Naive, "make_optimizer", lambda self, **kwargs: None)
+    assert max(harms("single head", way, restrict=restrict, memory_groups=2)) < 1e-4
+
+
+@pytest.mark.parametrize("restrict", ["gradient", "update"])
+def test_parameters_that_freeze_after_the_memorys_gradients_are_no_part_of_the_problem(restrict):
+    """As a plugin may do that decides what to train when it sees the minibatch."""
+    plugin = MGEMPlugin(12, 0.0, memory_groups=2, restrict=restrict, seed=0)
+    before, found = {}, []
+
+    def remember(strategy):
+        before["theta"] = torch.cat([p.detach().flatten() for p in strategy.model.parameters()])
+        before["rows"] = plugin._matrix.rows.clone()
+
+    def measure(strategy):
+        if plugin.last_projection is not None:
+            after = torch.cat([p.detach().flatten() for p in strategy.model.parameters()])
+            step = before["theta"] - after
+            found.extend(float(-(r @ step) / r.norm() / step.norm()) for r in before["rows"])
+        strategy.model.requires_grad_(True)
+
+    freeze = Call(
+        before_forward=lambda s: s.model[0].requires_grad_(False),
+        before_update=remember,
+        after_update=measure,
+    )
+    strategy = make_strategy(make_model(), [freeze, plugin], train_epochs=6)
+    strategy.plugins.append(Call(after_update=measure))
+    train(strategy, SETTINGS["single head"][1]().train_stream)
+    assert len(found) > 10
+    assert max(found) < 1e-4
 
 
 @pytest.mark.parametrize("optimizer", ["momentum and decay", "adam"])

@@ -149,12 +149,24 @@ def test_the_diagonal_solver_overshoots_on_correlated_rows():
         ({"memory_strength": torch.tensor([1.0, -1.0])}, "memory_strength"),
         ({"gradient": torch.ones(3)}, r"rows must be \[K, P\]"),
         ({"rows": torch.ones(2)}, r"rows must be \[K, P\]"),
+        ({"ridge": -5}, "ridge must be a finite number >= 0"),
+        ({"ridge": "auto"}, "ridge must be a finite number >= 0"),
+        ({"modules": []}, "modules must name at least one module"),
+        ({"modules": [[slice(0, 2)], [slice(1, 2)]]}, "modules must be disjoint"),
+        ({"modules": [[slice(0, 3)]]}, r"modules must be disjoint slices of \[0, 2\)"),
+        ({"modules": [[slice(-1, 2)]]}, "modules must be disjoint"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
     good = {"gradient": torch.ones(2), "rows": torch.ones(2, 2)}
     with pytest.raises(ValueError, match=message):
         project(**{**good, **arguments})
+
+
+@pytest.mark.parametrize("wrong", [[float("nan")] * 2, [1.0]])
+def test_a_solver_that_returns_nonsense_is_named(wrong):
+    with pytest.raises(ValueError, match="solver must return 2 finite dual variables"):
+        project(-torch.ones(2), torch.ones(2, 2), solver=lambda gram, dots, lower: wrong)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
