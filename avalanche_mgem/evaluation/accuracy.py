@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,6 @@ from avalanche_mgem.evaluation.matrix import (
     learning_accuracy,
 )
 
-_BASELINE = -1  # the row of the evaluation before any training
-
 
 class AccuracyMatrix(PluginMetric):  # type: ignore[misc]  # Avalanche ships no types
     """R and its scores, from the evaluations of a stream between the experiences.
@@ -31,8 +30,10 @@ class AccuracyMatrix(PluginMetric):  # type: ignore[misc]  # Avalanche ships no 
     `Forgetting` and `FWT`, named `ACC/eval_phase/test_stream` and so on; a score that is not
     defined yet (BWT after one task, FWT without the first evaluation) is left out.
 
-    A later evaluation during or after the same task takes the place of an earlier one. The
-    sub-experiences of an online stream count as the experience they were cut from.
+    Rows and columns are in the order in which tasks were first trained; tasks evaluated but never
+    trained come last. A later evaluation with the same tasks trained takes the place of an earlier
+    one, also when a task was trained again in between. The sub-experiences of an online stream
+    count as the experience they were cut from.
     """
 
     def __init__(self) -> None:
@@ -42,27 +43,27 @@ class AccuracyMatrix(PluginMetric):  # type: ignore[misc]  # Avalanche ships no 
 
     def reset(self) -> None:
         """Forget everything."""
-        self._trained = _BASELINE
+        self._trained: list[int] = []  # the tasks, in the order in which they were first trained
+        # by stream, by the number of tasks trained, by task
         self._values: dict[str, dict[int, dict[int, float]]] = {}
         self._accuracy.reset()
 
     def result(self, stream: str | None = None) -> Matrix:
         """Return R, float [T, T], of the named stream (default: the first evaluated).
 
-        T is the number of tasks trained or evaluated, whichever is larger; NaN where not measured.
+        T is the number of tasks trained or evaluated; NaN where not measured.
         """
-        size = 1 + max(
-            (max([row, *columns]) for row, columns in self._rows(stream).items()), default=-1
-        )
-        return self._table(stream, range(size))
+        return self._table(stream, range(1, len(self._tasks(stream)) + 1))
 
     def baseline(self, stream: str | None = None) -> Matrix:
         """Return the accuracies before any training, float [T]; NaN where not measured."""
-        return self._table(stream, [_BASELINE], len(self.result(stream))).reshape(-1)
+        return self._table(stream, [0]).reshape(-1)
 
     def before_training_exp(self, strategy: Any) -> None:
         """Note which task is trained now."""
-        self._trained = _task_index(strategy.experience)
+        task = _task_index(strategy.experience)
+        if task not in self._trained:
+            self._trained.append(task)
 
     def before_eval_exp(self, strategy: Any) -> None:
         """Start counting."""
@@ -76,15 +77,15 @@ class AccuracyMatrix(PluginMetric):  # type: ignore[misc]  # Avalanche ships no 
         """Write one entry of R."""
         experience = strategy.experience
         rows = self._values.setdefault(experience.origin_stream.name, {})
-        row = rows.setdefault(self._trained, {})
-        row[experience.current_experience] = float(self._accuracy.result())
+        row = rows.setdefault(len(self._trained), {})
+        row[_task_index(experience)] = float(self._accuracy.result())
 
     def after_eval(self, strategy: Any) -> list[MetricValue]:
         """Emit the scores over the tasks trained so far."""
         step = strategy.clock.train_iterations
         return [
             MetricValue(self, f"{name}/eval_phase/{stream}_stream", value, step)
-            for stream in {exp.origin_stream.name for exp in strategy.current_eval_stream}
+            for stream in sorted({exp.origin_stream.name for exp in strategy.current_eval_stream})
             for name, value in self._scores(stream).items()
             if not math.isnan(value)
         ]
@@ -93,15 +94,16 @@ class AccuracyMatrix(PluginMetric):  # type: ignore[misc]  # Avalanche ships no 
         return "AccuracyMatrix"
 
     def _scores(self, stream: str) -> dict[str, float]:
-        if self._trained == _BASELINE:
+        count = len(self._trained)
+        if count == 0:
             return {}
-        done = self.result(stream)[: self._trained + 1, : self._trained + 1]
+        done = self.result(stream)[:count, :count]
         return {
             "ACC": average_accuracy(done),
             "LA": learning_accuracy(done),
             "BWT": backward_transfer(done),
             "Forgetting": forgetting(done),
-            "FWT": forward_transfer(done, self.baseline(stream)[: len(done)]),
+            "FWT": forward_transfer(done, self.baseline(stream)[:count]),
         }
 
     def _rows(self, stream: str | None) -> dict[int, dict[int, float]]:
@@ -109,13 +111,14 @@ class AccuracyMatrix(PluginMetric):  # type: ignore[misc]  # Avalanche ships no 
             stream = next(iter(self._values), "test")
         return self._values.get(stream, {})
 
-    def _table(self, stream: str | None, rows: Any, width: int | None = None) -> Matrix:
-        known = self._rows(stream)
-        columns = range(len(rows) if width is None else width)
-        return np.array(
-            [[known.get(row, {}).get(column, math.nan) for column in columns] for row in rows],
-            dtype=np.float64,
-        ).reshape(len(rows), len(columns))
+    def _tasks(self, stream: str | None) -> list[int]:
+        evaluated = {task for row in self._rows(stream).values() for task in row}
+        return self._trained + sorted(evaluated.difference(self._trained))
+
+    def _table(self, stream: str | None, rows: Sequence[int]) -> Matrix:
+        known, tasks = self._rows(stream), self._tasks(stream)
+        values = [[known.get(row, {}).get(task, math.nan) for task in tasks] for row in rows]
+        return np.array(values, dtype=np.float64).reshape(len(rows), len(tasks))
 
 
 def accuracy_matrix_metrics() -> list[PluginMetric]:

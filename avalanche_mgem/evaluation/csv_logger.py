@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from numbers import Real
 from pathlib import Path
 
 from avalanche.logging import BaseLogger
@@ -37,7 +38,7 @@ class ScalarCSVLogger(BaseLogger):  # type: ignore[misc]  # Avalanche ships no t
 
     def log_single_metric(self, name: str, value: object, x_plot: int) -> None:
         """Append one line; what is no number (a tensor, a figure) is left out."""
-        if isinstance(value, int | float):
+        if isinstance(value, Real):
             self._append((name, x_plot, repr(float(value))))
 
     def _append(self, row: tuple[object, ...]) -> None:

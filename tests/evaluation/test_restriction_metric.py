@@ -1,0 +1,95 @@
+"""What the restriction did, as metrics, against the plugin's own projections."""
+
+import numpy as np
+import pytest
+import torch
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from avalanche.training.supervised import Naive
+from tiny import Call, domain_stream, make_model, sgd, train
+from torch import nn
+
+from avalanche_mgem import MGEMPlugin
+from avalanche_mgem.evaluation import RestrictionMetric, restriction_metrics
+from avalanche_mgem.restriction import Projection
+
+NAMES = ("ViolatedIterations", "RelativeChange", "Cosine")
+
+
+class Keeper:
+    """A logger that keeps everything that was emitted, by name."""
+
+    def __init__(self):
+        self.values = {}
+
+    def log_metrics(self, values):
+        for value in values:
+            self.values.setdefault(value.name, []).append(value.value)
+
+    def of(self, name, suffix=""):
+        return self.values.get(f"Restriction_{name}{suffix}/train_phase/train_stream", [])
+
+
+def run(plugins, metric):
+    keeper, model = Keeper(), make_model()
+    strategy = Naive(
+        model=model,
+        optimizer=sgd(model),
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=8,
+        plugins=plugins,
+        evaluator=EvaluationPlugin(metric, loggers=[keeper]),
+    )
+    train(strategy, domain_stream().train_stream)
+    return keeper
+
+
+@pytest.mark.parametrize("restrict", ["gradient", "update"])
+def test_means_are_those_of_the_projections(restrict):
+    by_experience = {0: [], 1: [], 2: []}
+
+    def note(strategy):
+        if plugin.last_projection is not None:
+            projection, z = plugin.last_projection, plugin.last_projection.gradient
+            violated = bool((projection.dots < 0).any())
+            seen = (float(violated), projection.relative_change, projection.cosine)
+            by_experience[strategy.experience.current_experience].append(seen)
+            assert z.isfinite().all()
+
+    plugin = MGEMPlugin(8, parameter_groups="layer", memory_groups=2, restrict=restrict)
+    metric = RestrictionMetric(minibatch=True)
+    keeper = run([plugin, Call(after_training_iteration=note)], metric)
+    assert by_experience[0] == []  # there was no memory yet
+    everything = [*by_experience[1], *by_experience[2]]
+    assert sum(violated for violated, _, _ in everything) > 0
+    for column, name in enumerate(NAMES):
+        values = [seen[column] for seen in everything]
+        assert keeper.of(name, "_MB") == values
+        assert metric.result()[name] == pytest.approx(np.mean(values))
+        expected = [np.mean([seen[column] for seen in by_experience[t]]) for t in (1, 2)]
+        assert keeper.of(name) == pytest.approx(expected)
+
+
+def test_nothing_is_emitted_where_nothing_is_restricted():
+    (metric,) = restriction_metrics()
+    assert run([], metric).values == {}
+    assert metric.result() == {}
+
+
+class FixedProjection(SupervisedPlugin):
+    """Shows a projection that halved the gradient."""
+
+    last_projection = Projection(
+        gradient=torch.ones(2),
+        dots=torch.tensor([[-1.0, 1.0]], dtype=torch.float64),
+        dual=torch.zeros(1, 2, dtype=torch.float64),
+        relative_change=0.5,
+        cosine=1.0,
+    )
+
+
+def test_any_plugin_that_shows_its_projection_is_read():
+    metric = RestrictionMetric()
+    run([FixedProjection()], metric)
+    assert metric.result() == {"ViolatedIterations": 1.0, "RelativeChange": 0.5, "Cosine": 1.0}
+    metric.reset()
+    assert metric.result() == {}
