@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from rich.console import Console
 
 from avalanche_mgem import __version__
+from avalanche_mgem.arguments import positive_int
 
 app = typer.Typer(
     help="Restrict what an update may do to the past, and compare with Avalanche's baselines.",
@@ -65,11 +67,6 @@ def compare(
     out: Annotated[Path, typer.Option(help="Results folder.")] = Path("mgem-compare"),
 ) -> None:
     """Train methods on a stream and show how they compare; run again, it continues."""
-    # Imported here, because Avalanche takes seconds to import and --help should not.
-    from avalanche_mgem.experiment import METHODS, NamedStream, RunsFailedError, Training
-    from avalanche_mgem.experiment import compare as run_comparison
-    from avalanche_mgem.experiment.registry import parse_settings
-
     if train_per_experience is None and stream.endswith("digits") and "split" not in stream:
         train_per_experience = 500
     arguments: dict[str, Any] = {
@@ -79,7 +76,14 @@ def compare(
         "data_root": None if data_root is None else str(data_root),
         "download": download,
     }
-    try:
+    with _errors_told():
+        # Imported here, because Avalanche takes seconds to import and --help should not.
+        from avalanche_mgem.experiment import METHODS, NamedStream, Training
+        from avalanche_mgem.experiment import compare as run_comparison
+        from avalanche_mgem.experiment.registry import parse_settings
+        from avalanche_mgem.experiment.workers import available_cores
+
+        positive_int("experiences", experiences)
         run_comparison(
             METHODS if methods is None else [m.strip() for m in methods.split(",")],
             stream=NamedStream(stream, arguments),
@@ -93,17 +97,32 @@ def compare(
             ),
             settings=parse_settings(assignments or []),
             out=out,
-            jobs=(os.cpu_count() or 1) if jobs is None else jobs,
+            jobs=available_cores() if jobs is None else jobs,
             console=Console(),
         )
-    except (ValueError, RunsFailedError) as error:
-        typer.secho(f"Error: {error}", fg=typer.colors.RED, err=True)
-        raise typer.Exit(1) from error
+
+
+@contextmanager
+def _errors_told() -> Iterator[None]:
+    """Say what is wrong in a line on stderr and exit with 1; with 130 after Ctrl-C."""
+    try:
+        yield
     except KeyboardInterrupt:
         typer.echo("Stopped. The same command continues.", err=True)
         raise typer.Exit(130) from None
+    except (ValueError, OSError, RuntimeError) as error:
+        from avalanche_mgem.experiment import RunsFailedError
+
+        if isinstance(error, RuntimeError) and not isinstance(error, RunsFailedError):
+            raise
+        typer.secho(f"Error: {error}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(1) from error
 
 
 def main() -> None:
     """Run the command line."""
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from avalanche_mgem.arguments import positive_int
+from avalanche_mgem.experiment.checks import check_runs
 from avalanche_mgem.experiment.configuration import NamedStream, RunSpecification, Training
 from avalanche_mgem.experiment.csv_files import write_accuracy_csv, write_csv
 from avalanche_mgem.experiment.models import MLPFactory, ModelFactory
@@ -19,7 +22,14 @@ from avalanche_mgem.experiment.registry import METHODS, Method, select_methods
 from avalanche_mgem.experiment.report import results_table
 from avalanche_mgem.experiment.result import RunResult
 from avalanche_mgem.experiment.store import ResultStore
-from avalanche_mgem.experiment.workers import Outcome, run_here, run_in_workers
+from avalanche_mgem.experiment.workers import (
+    Outcome,
+    Report,
+    WorkerDiedError,
+    require_picklable,
+    run_here,
+    run_in_workers,
+)
 
 DEFAULT_STREAM = NamedStream("permuted-digits", {"n_experiences": 10, "train_per_experience": 500})
 
@@ -29,7 +39,7 @@ class RunsFailedError(RuntimeError):
 
 
 def compare(
-    methods: Iterable[str | Method] = tuple(METHODS),
+    methods: str | Method | Iterable[str | Method] = tuple(METHODS),
     *,
     stream: Callable[[int], Any] = DEFAULT_STREAM,
     seeds: int | Sequence[int] = 3,
@@ -42,12 +52,13 @@ def compare(
 ) -> list[RunResult]:
     """Compare methods and leave a table, plots and logs in `out`.
 
-    Every finished run is a file of its own; the same call continues where it was stopped, and a
-    changed setting makes a new run. Files in `out`: results.csv (a line a run), accuracy.csv (every
-    entry of R), accuracy.png, tradeoff.png, runs/ (JSON), tensorboard/ and metrics/ (CSV).
+    Every finished run is a file of its own, which no later call touches; the same call continues
+    where it was stopped, and a changed setting makes a new run. Files in `out`: runs/ (JSON),
+    tensorboard/ and metrics/ (CSV) of all comparisons made there; results.csv (a line a run),
+    accuracy.csv (every entry of R), accuracy.png and tradeoff.png of the last one.
 
     Args:
-        methods: names in METHODS, or methods of your own.
+        methods: names in METHODS, or methods of your own; one or several.
         stream: called with a seed, returns an Avalanche scenario with a train and a test stream of
             as many experiences; `NamedStream` makes one of ours by name.
         seeds: how many (0, 1, ...), or which. A seed decides the stream, the model and the
@@ -56,7 +67,7 @@ def compare(
             perceptron with two hidden layers of 100.
         training: how every method trains.
         settings: changes to the methods' settings, {method: {setting: value}}.
-        out: results folder.
+        out: results folder: a new or empty one, or one of an earlier comparison.
         jobs: worker processes; 1 runs in this process. With more, methods, stream and model must be
             picklable, and a script needs an `if __name__ == "__main__":` guard.
         console: where progress and the table go; default: the terminal.
@@ -70,22 +81,22 @@ def compare(
     """
     positive_int("jobs", jobs)
     chosen = select_methods(methods, settings or {})
+    training, model = training or Training(), model or MLPFactory()
     specifications = [
-        RunSpecification(method, stream, seed, model or MLPFactory(), training or Training())
+        RunSpecification(method, stream, seed, model, training)
         for method in chosen
         for seed in _seed_list(seeds)
     ]
-    store = ResultStore(out)
-    _try_stream(specifications[0])
-    console = console or Console()
     keyed = {specification.key: specification for specification in specifications}
-    finished, failures = _finish(keyed, store, jobs, console)
-    results = [finished[key] for key in keyed if key in finished]
-    if results:
-        _present(results, store, console)
-    if failures:
-        raise RunsFailedError(_failure_text(failures)) from next(iter(failures.values()))
-    return results
+    store = ResultStore(out)
+    finished = {key: result for key in keyed if (result := store.load(key)) is not None}
+    todo = {key: specification for key, specification in keyed.items() if key not in finished}
+    if jobs > 1:
+        require_picklable(list(todo.values()))
+    check_runs(list(todo.values()))
+    store.create()
+    with store.locked():
+        return _run_and_present(keyed, finished, store, jobs, console or Console())
 
 
 def _seed_list(seeds: int | Sequence[int]) -> list[int]:
@@ -96,41 +107,66 @@ def _seed_list(seeds: int | Sequence[int]) -> list[int]:
     return list(range(positive_int("seeds", seeds)))
 
 
-def _try_stream(specification: RunSpecification) -> None:
-    """Make the stream once in this process, so that what is wrong with it is said here and now."""
-    specification.stream(specification.seed)
+def _run_and_present(
+    keyed: Mapping[str, RunSpecification],
+    finished: dict[str, RunResult],
+    store: ResultStore,
+    jobs: int,
+    console: Console,
+) -> list[RunResult]:
+    """Do the runs that are not `finished`, to which they are added; show them all."""
+    if finished:
+        console.print(f"{len(finished)} of {len(keyed)} runs are finished already.")
+    failures: dict[str, BaseException] = {}
+    died: WorkerDiedError | None = None
+    try:
+        failures = _finish(keyed, finished, store, jobs, console)
+    except WorkerDiedError as error:
+        died = error
+    results = [finished[key] for key in keyed if key in finished]
+    if results:
+        _present(results, store, console)
+    if died is not None:
+        left = len(keyed) - len(finished)
+        raise RunsFailedError(f"{left} of {len(keyed)} runs are not finished: {died}") from died
+    if failures:
+        raise RunsFailedError(_failure_text(failures)) from next(iter(failures.values()))
+    return results
 
 
 def _finish(
-    keyed: dict[str, RunSpecification], store: ResultStore, jobs: int, console: Console
-) -> tuple[dict[str, RunResult], dict[str, BaseException]]:
-    finished = {key: result for key in keyed if (result := store.load(key)) is not None}
-    if finished:
-        console.print(f"{len(finished)} of {len(keyed)} runs are finished already.")
-    todo = {key: spec for key, spec in keyed.items() if key not in finished}
+    keyed: Mapping[str, RunSpecification],
+    finished: dict[str, RunResult],
+    store: ResultStore,
+    jobs: int,
+    console: Console,
+) -> dict[str, BaseException]:
+    todo = {key: specification for key, specification in keyed.items() if key not in finished}
     failures: dict[str, BaseException] = {}
     with _progress(console) as progress:
         task = progress.add_task("training", total=len(keyed), completed=len(finished))
         under_way: dict[str, float] = {}
 
         def report(key: str, done: float) -> None:
-            under_way[key] = done
+            if key not in finished and key not in failures:  # a report may come after the result
+                under_way[key] = done
             progress.update(task, completed=len(finished) + sum(under_way.values()))
 
-        for key, outcome in _outcomes(todo, store, report, jobs):
-            under_way.pop(key, None)
-            if isinstance(outcome, RunResult):
-                finished[key] = outcome
-            else:
-                failures[key] = outcome
-            progress.update(task, completed=len(finished) + sum(under_way.values()))
-            progress.console.print(_outcome_line(keyed[key], outcome), highlight=False)
-    return finished, failures
+        with closing(_outcomes(todo, store, report, jobs)) as outcomes:
+            for key, outcome in outcomes:
+                under_way.pop(key, None)
+                if isinstance(outcome, RunResult):
+                    finished[key] = outcome
+                else:
+                    failures[key] = outcome
+                progress.update(task, completed=len(finished) + sum(under_way.values()))
+                progress.console.print(_outcome_line(keyed[key], outcome), highlight=False)
+    return failures
 
 
 def _outcomes(
-    todo: dict[str, RunSpecification], store: ResultStore, report: Any, jobs: int
-) -> Iterable[Outcome]:
+    todo: Mapping[str, RunSpecification], store: ResultStore, report: Report, jobs: int
+) -> Generator[Outcome, None, None]:
     if jobs == 1 or len(todo) <= 1:
         return run_here(todo, store, report)
     return run_in_workers(todo, store, report, min(jobs, len(todo)))
@@ -151,8 +187,8 @@ def _progress(console: Console) -> Progress:
 def _outcome_line(specification: RunSpecification, outcome: RunResult | BaseException) -> str:
     name = f"{specification.method.name}, seed {specification.seed}"
     if isinstance(outcome, RunResult):
-        scores = outcome.scores
-        return f"{name}: ACC {scores['acc']:.3f}, BWT {scores['bwt']:+.3f}"
+        acc, bwt = outcome.scores["acc"], outcome.scores["bwt"]
+        return escape(f"{name}: ACC {acc:.3f}" + ("" if math.isnan(bwt) else f", BWT {bwt:+.3f}"))
     return escape(f"{name} failed: {type(outcome).__name__}: {outcome}")
 
 
@@ -162,8 +198,11 @@ def _present(results: list[RunResult], store: ResultStore, console: Console) -> 
     plot_accuracy(results, store.folder / "accuracy.png")
     plot_tradeoff(results, store.folder / "tradeoff.png")
     console.print(results_table(results, console.width))
-    console.print(f"Table, plots and runs: {store.folder}", highlight=False)
-    console.print(f"Watch: tensorboard --logdir {store.folder / 'tensorboard'}", highlight=False)
+    for line in (
+        f"Table, plots and runs: {store.folder}",
+        f"Watch: tensorboard --logdir {store.folder / 'tensorboard'}",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _failure_text(failures: Mapping[str, BaseException]) -> str:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import platform
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from enum import Enum
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from avalanche_mgem.arguments import finite, positive_int
+from avalanche_mgem.experiment.describe import describe, digest
 from avalanche_mgem.experiment.models import MLPFactory, ModelFactory
 from avalanche_mgem.experiment.registry import Method
-from avalanche_mgem.streams import make_stream
+from avalanche_mgem.streams import make_stream, parse_stream_name
 
 _PACKAGES = ("avalanche-mgem", "avalanche-lib", "torch", "torchvision", "quadprog", "numpy")
+_PLACES = ("data_root", "download")  # where the data lies decides nothing
+_NOT_IN_FILE_NAMES = re.compile(r'[\x00-\x1f/\\:*?"<>|]')
+_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,11 @@ class Training:
     memory: int = 64
 
     def __post_init__(self) -> None:
-        finite("learning_rate", self.learning_rate, minimum=0.0, above=True)
+        rate = finite("learning_rate", self.learning_rate, minimum=0.0, above=True)
+        object.__setattr__(self, "learning_rate", rate)
         for name in ("batch_size", "epochs", "eval_batch_size", "memory"):
-            positive_int(name, getattr(self, name))
+            object.__setattr__(self, name, positive_int(name, getattr(self, name)))
+        object.__setattr__(self, "device", str(self.device))
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,18 @@ class NamedStream:
     def __call__(self, seed: int) -> Any:
         """Return the scenario of this seed."""
         return make_stream(self.name, seed=seed, **self.arguments)
+
+    def description(self) -> dict[str, Any]:
+        """Return what decides the samples, as JSON values; of a file, its contents."""
+        arguments = {k: describe(v) for k, v in self.arguments.items() if k not in _PLACES}
+        described = {"type": "NamedStream", "name": self.name, "arguments": arguments}
+        file = self._file()
+        return described if file is None else {**described, "sha256": _file_digest(file)}
+
+    def _file(self) -> Path | None:
+        source = Path(parse_stream_name(self.name)[1])
+        inside = Path(self.arguments.get("data_root") or ".") / source
+        return next((path for path in (source, inside) if path.is_file()), None)
 
 
 @dataclass(frozen=True)
@@ -92,18 +111,16 @@ class RunSpecification:
         settings = self.method.settings
         if n_experiences is not None:
             settings = self.method.resolved_settings(self.training.memory, n_experiences)
-        # Where the data lies and how much is evaluated at a time decide nothing.
         training = {k: v for k, v in asdict(self.training).items() if k != "eval_batch_size"}
-        stream = _describe(self.stream)
-        if isinstance(stream, dict):
-            arguments = stream.get("arguments", {})
-            stream["arguments"] = {k: v for k, v in arguments.items() if k not in _PLACES}
+        stream: Any = self.stream
+        if isinstance(stream, NamedStream):
+            stream = stream.description()
         return {
-            "strategy": _describe(self.method.strategy),
-            "settings": {k: _describe(v) for k, v in sorted(settings.items())},
-            "stream": stream,
+            "strategy": describe(self.method.strategy),
+            "settings": {k: describe(v) for k, v in sorted(settings.items())},
+            "stream": describe(stream),
             "seed": self.seed,
-            "model": _describe(self.model),
+            "model": describe(self.model),
             "training": training,
         }
 
@@ -111,11 +128,8 @@ class RunSpecification:
     def key(self) -> str:
         """Name of the run's files: method, seed, and a hash of its description and the versions."""
         identity = json.dumps([self.description(), versions()], sort_keys=True)
-        digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
-        return f"{self.method.name}-seed{self.seed}-{digest}"
-
-
-_PLACES = ("data_root", "download")
+        short = hashlib.sha256(identity.encode()).hexdigest()[:10]
+        return f"{_file_name(self.method.name)}-seed{self.seed}-{short}"
 
 
 def versions() -> dict[str, str]:
@@ -123,32 +137,20 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
 
 
-def _describe(value: Any) -> Any:
-    """Turn a setting into JSON values that differ when the setting does.
-
-    A function of the user's own is told by its name and its source text; what it calls is not seen.
-    """
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    if isinstance(value, Enum):
-        return f"{type(value).__name__}.{value.name}"
-    if isinstance(value, Mapping):
-        return {str(k): _describe(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_describe(v) for v in value]
-    if is_dataclass(value) and not isinstance(value, type):
-        described = {f.name: _describe(getattr(value, f.name)) for f in fields(value)}
-        return {"type": type(value).__qualname__, **described}
-    if inspect.isfunction(value) or inspect.isclass(value):
-        return f"{value.__module__}.{value.__qualname__}{_source_mark(value)}"
-    return repr(value)
+def _file_name(name: str) -> str:
+    safe = _NOT_IN_FILE_NAMES.sub("_", name)[:_LONGEST_NAME]
+    return safe if safe == name else f"{safe}-{digest(name.encode())[:6]}"
 
 
-def _source_mark(value: Any) -> str:
-    if value.__module__.startswith(("avalanche.", "avalanche_mgem.")):
-        return ""  # its version says enough
-    try:
-        source = inspect.getsource(value)
-    except (OSError, TypeError):
-        return ""
-    return "#" + hashlib.sha256(source.encode()).hexdigest()[:10]
+def _file_digest(path: Path) -> str:
+    state = path.stat()
+    return _digest_of_version(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=8)
+def _digest_of_version(path: Path, *_version: int) -> str:
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            hasher.update(chunk)
+    return hasher.hexdigest()[:16]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,25 +46,69 @@ def run(
         metrics_csv: file of the scalar metrics; None: none is written.
         progress: called after each evaluation.
     """
+    with (
+        quiet_avalanche(),
+        preserved_random_state(),
+        _open_loggers(tensorboard, metrics_csv) as loggers,
+    ):
+        return _run(specification, loggers, progress)
+
+
+def build_strategy(specification: RunSpecification, scenario: Any, evaluator: Any) -> Any:
+    """Return the method's strategy with a new model for the scenario's samples and classes.
+
+    Raises:
+        ValueError: the model factory returns something else; what the strategy refuses.
+    """
+    training, method = specification.training, specification.method
+    model = specification.model(*_shape_and_classes(scenario))
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must return a torch.nn.Module, got {type(model).__name__}")
+    return method.strategy(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=training.learning_rate),
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=training.batch_size,
+        train_epochs=training.epochs,
+        eval_mb_size=training.eval_batch_size,
+        device=training.device,
+        evaluator=evaluator,
+        **method.resolved_settings(training.memory, len(scenario.train_stream)),
+    )
+
+
+@contextmanager
+def quiet_avalanche() -> Iterator[None]:
+    """Silence what Avalanche tells its own code of removals in 0.7; no user could act on it."""
     with warnings.catch_warnings():
-        # Avalanche tells its own code of removals in 0.7; nothing a user of this could act on.
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="avalanche\\.")
-        return _run(specification, tensorboard, metrics_csv, progress)
+        yield
 
 
-def _run(
-    specification: RunSpecification,
-    tensorboard: Path | None,
-    metrics_csv: Path | None,
-    progress: Progress,
-) -> RunResult:
+class SilentLogger:
+    """A logger that logs nothing: without any, EvaluationPlugin warns."""
+
+    def log_metrics(self, metric_values: object) -> None:
+        """Do nothing."""
+
+
+@contextmanager
+def _open_loggers(tensorboard: Path | None, metrics_csv: Path | None) -> Iterator[list[Any]]:
+    loggers: list[Any] = [ScalarCSVLogger(metrics_csv)] if metrics_csv else []
+    board = TensorboardLogger(tensorboard) if tensorboard else None
+    try:
+        yield [*loggers, board] if board else loggers or [SilentLogger()]
+    finally:
+        if board:
+            board.writer.close()  # else the last events are written when the process ends
+
+
+def _run(specification: RunSpecification, loggers: list[Any], progress: Progress) -> RunResult:
     RNGManager.set_random_seeds(specification.seed)
     scenario = specification.stream(specification.seed)
     accuracy, restriction = AccuracyMatrix(), RestrictionMetric()
-    loggers = [TensorboardLogger(tensorboard)] if tensorboard else []
-    loggers += [ScalarCSVLogger(metrics_csv)] if metrics_csv else []
-    evaluator = EvaluationPlugin(accuracy, restriction, loggers=loggers or [_Silent()])
-    strategy = _build(specification, scenario, evaluator)
+    evaluator = EvaluationPlugin(accuracy, restriction, loggers=loggers)
+    strategy = build_strategy(specification, scenario, evaluator)
     seconds = _train(strategy, scenario, progress)
     return RunResult(
         method=specification.method.name,
@@ -78,32 +123,11 @@ def _run(
     )
 
 
-class _Silent:
-    """A logger that logs nothing: without any, EvaluationPlugin warns."""
-
-    def log_metrics(self, metric_values: object) -> None:
-        """Do nothing."""
-
-
-def _build(specification: RunSpecification, scenario: Any, evaluator: Any) -> Any:
-    training, method = specification.training, specification.method
-    model = specification.model(*_shape_and_classes(scenario))
-    return method.strategy(
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=training.learning_rate),
-        criterion=nn.CrossEntropyLoss(),
-        train_mb_size=training.batch_size,
-        train_epochs=training.epochs,
-        eval_mb_size=training.eval_batch_size,
-        device=training.device,
-        evaluator=evaluator,
-        **method.resolved_settings(training.memory, len(scenario.train_stream)),
-    )
-
-
 def _shape_and_classes(scenario: Any) -> tuple[tuple[int, ...], int]:
     sample = scenario.train_stream[0].dataset[0][0]
-    labels = (max(exp.classes_in_this_experience) for exp in scenario.train_stream)
+    # A small training stream may lack classes that are tested.
+    experiences = [*scenario.train_stream, *scenario.test_stream]
+    labels = (max(experience.classes_in_this_experience) for experience in experiences)
     return tuple(sample.shape), int(max(labels)) + 1
 
 

@@ -7,8 +7,9 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,32 @@ Report = Callable[[str, float], None]  # key of a run and the share of it that i
 Outcome = tuple[str, RunResult | BaseException]
 
 _POLL_SECONDS = 0.2
+_PATIENCE_SECONDS = 3.0
 _report_queue: Any = None  # set in each worker process when it starts
 
 
+class WorkerDiedError(RuntimeError):
+    """A worker process ended before its run did."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a worker process died: it was killed (too little memory for so many jobs?), or it "
+            "could not import the script that started it (which needs an "
+            '`if __name__ == "__main__":` guard); what is finished is kept, and the same call '
+            "continues"
+        )
+
+
+def available_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def run_here(
-    specifications: dict[str, RunSpecification], store: ResultStore, report: Report
-) -> Iterator[Outcome]:
+    specifications: Mapping[str, RunSpecification], store: ResultStore, report: Report
+) -> Generator[Outcome, None, None]:
     """Run one after the other in this process; yield (key, result or exception)."""
     for key, specification in specifications.items():
         try:
@@ -39,30 +60,53 @@ def run_here(
 
 
 def run_in_workers(
-    specifications: dict[str, RunSpecification], store: ResultStore, report: Report, jobs: int
-) -> Iterator[Outcome]:
+    specifications: Mapping[str, RunSpecification], store: ResultStore, report: Report, jobs: int
+) -> Generator[Outcome, None, None]:
     """Run in `jobs` processes; yield (key, result or exception) as they finish.
 
+    The workers end with the last run, with an exception in the caller, and with this process,
+    however it ends.
+
     Raises:
-        ValueError: a method, stream or model that cannot be sent to another process.
+        WorkerDiedError: a worker ended before its run did.
     """
-    _require_picklable(specifications)
     context = multiprocessing.get_context("spawn")
     reports = context.Queue()
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, available_cores() // jobs)
     pool = ProcessPoolExecutor(jobs, context, _start_worker, (reports, threads))
     with _stopped_on_error(pool):
-        futures = {
-            pool.submit(_run_in_worker, key, specification, store.folder): key
-            for key, specification in specifications.items()
-        }
+        with _interrupts_held_back():  # by the children, too, while they start
+            futures = {
+                pool.submit(_run_in_worker, key, specification, store.folder): key
+                for key, specification in specifications.items()
+            }
         pending: set[Future[RunResult]] = set(futures)
         while pending:
             done, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
             while not reports.empty():
                 report(*reports.get())
             for future in done:
-                yield futures[future], future.exception() or future.result()
+                yield futures[future], _outcome(future)
+
+
+def require_picklable(specifications: Sequence[RunSpecification]) -> None:
+    """Raise ValueError for a method, stream or model that cannot be sent to another process."""
+    for specification in specifications:
+        for what in ("method", "stream", "model"):
+            try:
+                pickle.dumps(getattr(specification, what))
+            except Exception as error:  # a user's own __reduce__ may raise anything
+                raise ValueError(
+                    f"{what} of {specification.method.name!r} cannot be sent to a worker process "
+                    f"({error}); define it at the top of a module, or pass jobs=1"
+                ) from error
+
+
+def _outcome(future: Future[RunResult]) -> RunResult | BaseException:
+    error = future.exception()
+    if isinstance(error, BrokenProcessPool):
+        raise WorkerDiedError from error
+    return error or future.result()
 
 
 def _run_and_save(
@@ -78,18 +122,6 @@ def _run_and_save(
     )
     store.save(key, result)
     return result
-
-
-def _require_picklable(specifications: dict[str, RunSpecification]) -> None:
-    for specification in specifications.values():
-        for what in ("method", "stream", "model"):
-            try:
-                pickle.dumps(getattr(specification, what))
-            except (pickle.PicklingError, AttributeError, TypeError) as error:
-                raise ValueError(
-                    f"{what} of {specification.method.name!r} cannot be sent to a worker process "
-                    f"({error}); define it at the top of a module, or pass jobs=1"
-                ) from error
 
 
 def _start_worker(reports: Any, threads: int) -> None:
@@ -114,6 +146,19 @@ def _run_in_worker(key: str, specification: RunSpecification, folder: Path) -> R
 
 
 @contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Deliver a Ctrl-C on the way out; processes started meanwhile never get one."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def _stopped_on_error(pool: ProcessPoolExecutor) -> Iterator[None]:
     """Wait for the workers at the end; end them at once when the caller stops or is interrupted."""
     before: Sequence[Any] = multiprocessing.active_children()
@@ -121,8 +166,15 @@ def _stopped_on_error(pool: ProcessPoolExecutor) -> Iterator[None]:
         yield
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
-        for child in multiprocessing.active_children():
-            if child not in before:
-                child.terminate()
+        _end([child for child in multiprocessing.active_children() if child not in before])
         raise
     pool.shutdown(wait=True)
+
+
+def _end(children: Sequence[Any]) -> None:
+    for child in children:
+        child.terminate()
+    for child in children:
+        child.join(_PATIENCE_SECONDS)
+        if child.is_alive():
+            child.kill()

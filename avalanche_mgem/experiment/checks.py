@@ -1,0 +1,109 @@
+"""What can be wrong with a comparison, found before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from avalanche.training.plugins import EvaluationPlugin
+
+from avalanche_mgem.experiment.configuration import RunSpecification
+from avalanche_mgem.experiment.registry import Memory, Method
+from avalanche_mgem.experiment.run import SilentLogger, build_strategy, quiet_avalanche
+from avalanche_mgem.model.randomness import preserved_random_state
+from avalanche_mgem.plugins import MGEMPlugin
+
+# What constructors raise for settings that they do not take.
+_REFUSALS = (ValueError, TypeError, AssertionError, AttributeError, LookupError)
+
+
+def check_runs(specifications: Sequence[RunSpecification]) -> None:
+    """Make the stream of the first run, and every method's strategy on it; train nothing.
+
+    The global random states are left as they were.
+
+    Raises:
+        ValueError: a device that is not there, a stream that cannot be trained on, a setting that
+            the method refuses (METHOD.SETTING), a partition that does not fit the model.
+    """
+    if not specifications:
+        return
+    first = specifications[0]
+    check_device(first.training.device)
+    with preserved_random_state(), quiet_avalanche():
+        scenario = first.stream(first.seed)
+        check_scenario(scenario)
+        for specification in {s.method.name: s for s in specifications}.values():
+            _check_method(specification, scenario)
+
+
+def check_device(name: str) -> None:
+    """Raise ValueError unless models can be trained on the torch device of this name."""
+    try:
+        device = torch.device(name)
+        if device.type == "cuda":
+            # Asked, not tried: trying would hold the device's memory as long as this process lives.
+            count = torch.cuda.device_count()
+            if (device.index or 0) >= count:
+                raise ValueError(f"torch sees {count} CUDA devices")
+        elif torch.zeros(1, device=device).sum().item() != 0.0:
+            raise ValueError("it cannot add")
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise ValueError(f"device={name!r} cannot be used here: {reason}") from error
+
+
+def check_scenario(scenario: Any) -> None:
+    """Raise ValueError unless there are as many test as training experiences, and at least one."""
+    try:
+        lengths = len(scenario.train_stream), len(scenario.test_stream)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(
+            "stream must return an Avalanche scenario with a train_stream and a test_stream, got "
+            f"{type(scenario).__name__}"
+        ) from error
+    if lengths[0] != lengths[1] or lengths[0] == 0:
+        raise ValueError(
+            "stream must have as many test as training experiences and at least one, got "
+            f"{lengths[0]} training and {lengths[1]} test experiences"
+        )
+
+
+def _check_method(specification: RunSpecification, scenario: Any) -> None:
+    method, budget = specification.method, specification.training.memory
+    n_experiences = len(scenario.train_stream)
+    try:
+        if method.check is not None:
+            method.check(method.resolved_settings(budget, n_experiences), n_experiences)
+        strategy = build_strategy(
+            specification, scenario, EvaluationPlugin(loggers=[SilentLogger()])
+        )
+        _check_partition(strategy, scenario.train_stream[0])
+    except _REFUSALS as error:
+        raise ValueError(_explain(method, budget, error)) from error
+
+
+def _check_partition(strategy: Any, experience: Any) -> None:
+    strategy.experience = experience
+    for plugin in getattr(strategy, "plugins", ()):
+        if isinstance(plugin, MGEMPlugin):
+            plugin.before_training_exp(strategy)
+
+
+def _explain(method: Method, budget: int, error: BaseException) -> str:
+    """Name the method and, where the message begins with it or means it, the setting."""
+    message = str(error) or type(error).__name__
+    names = {*method.settings, *method.setting_names}
+    about = next((name for name in sorted(names) if _begins_with(message, name)), None)
+    text = f"{method.name}.{message}" if about else f"{method.name}: {message}"
+    return text + _budget_hint(method.settings, message, budget)
+
+
+def _begins_with(message: str, name: str) -> bool:
+    return message.startswith(name) and not message[len(name) :][:1].isidentifier()
+
+
+def _budget_hint(settings: Mapping[str, Any], message: str, budget: int) -> str:
+    told = [k for k, v in settings.items() if isinstance(v, Memory) and k in message]
+    return f" ({' and '.join(told)}: from memory={budget})" if told else ""
