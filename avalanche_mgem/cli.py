@@ -44,7 +44,7 @@ def compare(
     train_per_experience: Annotated[
         int | None,
         typer.Option(
-            help="Training samples of each experience; default: 500 for digits, else all."
+            help="Training samples of each experience; default: 750 for digits, else all."
         ),
     ] = None,
     test_per_experience: Annotated[
@@ -68,7 +68,7 @@ def compare(
 ) -> None:
     """Train methods on a stream and show how they compare; run again, it continues."""
     if train_per_experience is None and stream.endswith("digits") and "split" not in stream:
-        train_per_experience = 500
+        train_per_experience = 750
     arguments: dict[str, Any] = {
         "n_experiences": experiences,
         "train_per_experience": train_per_experience,

@@ -31,7 +31,7 @@ from avalanche_mgem.experiment.workers import (
     run_in_workers,
 )
 
-DEFAULT_STREAM = NamedStream("permuted-digits", {"n_experiences": 10, "train_per_experience": 500})
+DEFAULT_STREAM = NamedStream("permuted-digits", {"n_experiences": 10, "train_per_experience": 750})
 
 
 class RunsFailedError(RuntimeError):

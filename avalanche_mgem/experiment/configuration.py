@@ -76,6 +76,8 @@ class NamedStream:
 
     def _file(self) -> Path | None:
         source = Path(parse_stream_name(self.name)[1])
+        if source.suffix != ".npz":
+            return None
         inside = Path(self.arguments.get("data_root") or ".") / source
         return next((path for path in (source, inside) if path.is_file()), None)
 
