@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
+
+from avalanche_mgem.arguments import positive_int
 
 Indices = NDArray[np.int64]
 
@@ -30,17 +31,12 @@ def check_sizes(
     n_experiences: int, train_per_experience: int | None, test_per_experience: int | None, seed: int
 ) -> None:
     """Raise ValueError unless the sizes are positive integers (or None) and seed is one >= 0."""
-    _check_integer("n_experiences", n_experiences, 1)
+    positive_int("n_experiences", n_experiences)
     if train_per_experience is not None:
-        _check_integer("train_per_experience", train_per_experience, 1)
+        positive_int("train_per_experience", train_per_experience)
     if test_per_experience is not None:
-        _check_integer("test_per_experience", test_per_experience, 1)
-    _check_integer("seed", seed, 0)
-
-
-def _check_integer(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+        positive_int("test_per_experience", test_per_experience)
+    positive_int("seed", seed, minimum=0)
 
 
 def draw_rows(available: int, draw: Draw, count: int | None, seed: int, experience: int) -> Indices:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from avalanche.benchmarks import CLScenario
 
+from avalanche_mgem.arguments import suggestion
 from avalanche_mgem.streams.arrays import NAMED_SOURCES, load_data
 from avalanche_mgem.streams.vision import permuted_stream, rotated_stream, split_stream
 
@@ -32,10 +32,9 @@ def parse_stream_name(name: str) -> tuple[str, str]:
         separator, source = name[len(kind) : len(kind) + 1], name[len(kind) + 1 :]
         if name.startswith(kind) and separator in ("-", ":") and _is_source(source):
             return kind, source
-    kinds = ", ".join(STREAM_KINDS)
     raise ValueError(
-        f"stream={name!r} is unknown{_hint(name.replace(':', '-'), _NAMES)}. "
-        f"It must be one of {', '.join(_NAMES)}, or KIND:FILE.npz with a KIND of {kinds}"
+        f"stream={name!r} is unknown; {suggestion(name.replace(':', '-'), _NAMES)}, or "
+        f"KIND:FILE.npz with a KIND of {', '.join(STREAM_KINDS)}"
     )
 
 
@@ -58,11 +57,6 @@ def _is_source(source: str) -> bool:
     return source in NAMED_SOURCES or (source.endswith(".npz") and source != ".npz")
 
 
-def _hint(name: str, names: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, names, n=3)
-    return f", did you mean {' or '.join(near)}?" if near else ""
-
-
 def _check_arguments(
     kind: str, build: Callable[..., CLScenario], arguments: dict[str, Any]
 ) -> None:
@@ -71,8 +65,7 @@ def _check_arguments(
     for name, value in arguments.items():
         if name not in known:
             raise ValueError(
-                f"{name}={value!r} is no argument of {kind} streams"
-                f"{_hint(name, known)}; they take {', '.join(known)}"
+                f"{name}={value!r} is no argument of {kind} streams; {suggestion(name, known)}"
             )
     if "n_experiences" not in arguments:
         raise ValueError(f"{kind} streams need n_experiences, got {', '.join(arguments) or 'none'}")

@@ -6,9 +6,8 @@ is neither read nor moved.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import rotate
 
+from avalanche_mgem.arguments import finite
 from avalanche_mgem.streams.arrays import ArrayData
 from avalanche_mgem.streams.drawing import (
     Draw,
@@ -139,9 +139,7 @@ def _check_rotation(data: ArrayData, max_angle: float) -> None:
             f"data must hold images [N, C, H, W] to be rotated, but the samples of {data.name!r} "
             f"have shape {data.sample_shape}"
         )
-    number = isinstance(max_angle, Real) and not isinstance(max_angle, bool)
-    if not number or not math.isfinite(max_angle) or max_angle <= 0:
-        raise ValueError(f"max_angle must be finite and positive, in degrees, got {max_angle!r}")
+    finite("max_angle", max_angle, minimum=0.0, above=True)
 
 
 def _rotated(x: Tensor, y: Tensor, rows: Indices, angle: float) -> Samples:

@@ -60,7 +60,7 @@ def test_mnist_is_looked_for_in_data_root(mnist_root):
     ],
 )
 def test_an_unknown_argument_gets_the_nearest(kind, name, nearest):
-    hint = f"did you mean .*{nearest}" if nearest else "they take"
+    hint = f"did you mean .*{nearest}" if nearest else "known: "
     with pytest.raises(ValueError, match=f"{name}=1 is no argument of {kind} streams.*{hint}"):
         make_stream(f"{kind}-digits", **{"n_experiences": 2, name: 1})
 

@@ -218,14 +218,14 @@ def test_the_global_random_state_is_neither_read_nor_moved(distinct, build):
 @pytest.mark.parametrize("name", ["n_experiences", "train_per_experience", "test_per_experience"])
 @pytest.mark.parametrize("value", [0, -1, True, 2.0, "2"])
 def test_sizes_must_be_positive_integers(distinct, build, name, value):
-    with pytest.raises(ValueError, match=f"{name} must be an integer >= 1, got {value!r}"):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number >= 1, got {value!r}"):
         build(distinct, **{"n_experiences": 2, name: value})
 
 
 @pytest.mark.parametrize("build", BUILDERS)
 @pytest.mark.parametrize("seed", [-1, 1.0, None, False])
 def test_a_seed_must_be_an_integer(distinct, build, seed):
-    with pytest.raises(ValueError, match=f"seed must be an integer >= 0, got {seed}"):
+    with pytest.raises(ValueError, match=f"seed must be a whole number >= 0, got {seed}"):
         build(distinct, n_experiences=2, seed=seed)
 
 
@@ -247,7 +247,9 @@ def test_more_samples_than_an_experience_has_names_it(distinct, name, there):
 
 @pytest.mark.parametrize("max_angle", [0, -90.0, math.inf, math.nan, True, "90"])
 def test_max_angle_must_be_finite_and_positive(distinct, max_angle):
-    with pytest.raises(ValueError, match=f"max_angle must be finite and positive.*{max_angle!r}"):
+    with pytest.raises(
+        ValueError, match=f"max_angle must be a finite number > 0, got {max_angle!r}"
+    ):
         rotated_stream(distinct, n_experiences=2, max_angle=max_angle)
 
 
