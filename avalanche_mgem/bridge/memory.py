@@ -28,10 +28,12 @@ class MemoryGroup:
     Args:
         batch: as the data set's collate function made it, on the memory's device.
         share: of its task's groups: 1 / number of groups of the task.
+        size: number of samples.
     """
 
     batch: Batch
     share: float
+    size: int
 
 
 class EpisodicMemory:
@@ -54,6 +56,8 @@ class EpisodicMemory:
             samples a minibatch holds, and which of them are replayed or augmented, no plugin can
             tell.
         device: where the batches are kept; None: where the data set's collate function leaves them.
+        held_out: keep as many further samples of each task, disjoint from the memory, to measure
+            with; they change nothing about what the memory holds. Not for the ring.
         seed: of the selection and the split.
 
     Raises:
@@ -68,6 +72,7 @@ class EpisodicMemory:
         split: Split = "random",
         selection: Selection = "random",
         device: torch.device | str | None = None,
+        held_out: bool = False,
         seed: int | np.random.SeedSequence = 0,
     ) -> None:
         self.patterns_per_experience = positive_int(
@@ -82,8 +87,12 @@ class EpisodicMemory:
         self.split = one_of("memory_split", split, ("random", "class"))
         self.selection = one_of("memory_selection", selection, ("random", "class-balanced", "ring"))
         self.device = None if device is None else torch_device("memory_device", device)
+        if held_out and self.selection == "ring":
+            raise ValueError("held_out needs memory_selection 'random' or 'class-balanced'")
         self._random = np.random.default_rng(seed)
         self._tasks: list[list[MemoryGroup]] = []
+        self._with_held_out = held_out
+        self._held_out: list[MemoryGroup | None] = []
         self._open = _Pool()
         self._open_groups: list[MemoryGroup] | None = None
         self._pass: list[tuple[Any, int]] = []
@@ -100,9 +109,9 @@ class EpisodicMemory:
             self._open.merge(
                 dataset,
                 self._random.random(len(dataset)),
-                self.patterns_per_experience,
-                balanced=self.selection == "class-balanced",
-                with_labels=self.selection == "class-balanced" or self.split == "class",
+                self.patterns_per_experience * (2 if self._with_held_out else 1),
+                balanced=self._balanced,
+                with_labels=self._balanced or self.split == "class",
             )
         self._open_groups = None
 
@@ -123,32 +132,56 @@ class EpisodicMemory:
         """End the open task: its samples become a memory that constrains what comes after."""
         if len(self._open):
             self._tasks.append(self.open_groups())
+            self._held_out.append(self._held_out_group())
         self._open, self._open_groups, self._pass = _Pool(), None, []
 
     def closed_groups(self) -> list[MemoryGroup]:
         """The groups of all closed tasks, in the order of the tasks."""
         return [group for task in self._tasks for group in task]
 
+    def closed_tasks(self) -> list[list[MemoryGroup]]:
+        """The groups of each closed task."""
+        return [list(groups) for groups in self._tasks]
+
+    def held_out_groups(self) -> list[MemoryGroup | None]:
+        """What is held out of each closed task; None where it has no sample to spare."""
+        return list(self._held_out)
+
     def open_groups(self) -> list[MemoryGroup]:
         """The groups of the open task, as far as it has been observed."""
         if self._open_groups is None:
             with preserved_random_state():
-                parts = self._split_positions()
-                batches = [to_device(self._open.collate(part), self.device) for part in parts]
-            self._open_groups = [MemoryGroup(batch, 1.0 / len(parts)) for batch in batches]
+                self._open_groups = self._groups_of(self._split_positions())
         return self._open_groups
 
+    def _groups_of(self, parts: list[NDArray[np.int64]]) -> list[MemoryGroup]:
+        batches = [to_device(batch, self.device) for batch in self._open.collate(parts)]
+        sized = zip(batches, parts, strict=True)
+        return [MemoryGroup(batch, 1.0 / len(parts), len(part)) for batch, part in sized]
+
+    def _held_out_group(self) -> MemoryGroup | None:
+        memory = self._open.best(self.patterns_per_experience, self._balanced)
+        rest = np.setdiff1d(np.arange(len(self._open)), memory)
+        if not (self._with_held_out and len(rest)):
+            return None
+        with preserved_random_state():
+            return self._groups_of([rest])[0]
+
+    @property
+    def _balanced(self) -> bool:
+        return self.selection == "class-balanced"
+
     def _split_positions(self) -> list[NDArray[np.int64]]:
-        size = len(self._open)
-        if size == 0:
+        memory = self._open.best(self.patterns_per_experience, self._balanced)
+        if len(memory) == 0:
             return []
         if self.split == "class":
-            labels = np.array(self._open.labels())
+            labels = np.array(self._open.labels())[memory]
             classes = np.unique(labels)
             dealt = [classes[start :: self.groups] for start in range(self.groups)]
-            return [np.flatnonzero(np.isin(labels, part)) for part in dealt if len(part)]
-        order = self._random.permutation(size)
-        return [np.sort(part) for part in np.array_split(order, min(self.groups, size))]
+            return [memory[np.isin(labels, part)] for part in dealt if len(part)]
+        order = memory[self._random.permutation(len(memory))]
+        return [np.sort(part) for part in np.array_split(order, min(self.groups, len(memory)))]
 
 
 class _Pool:
@@ -168,8 +201,9 @@ class _Pool:
     def __len__(self) -> int:
         return len(self._samples) or len(self._ring)
 
-    def collate(self, positions: NDArray[np.int64]) -> Batch:
-        return self._collate([self._all_samples()[i] for i in positions])
+    def collate(self, parts: list[NDArray[np.int64]]) -> list[Batch]:
+        samples = self._samples or [_raw(dataset)[i] for dataset, i in self._ring.values()]
+        return [self._collate([samples[i] for i in part]) for part in parts]
 
     def labels(self) -> list[int]:
         if not self._ring:
@@ -188,8 +222,11 @@ class _Pool:
         if shown:
             self._collate = _collate_of(shown[-1][0])
 
-    def _all_samples(self) -> list[Sample]:
-        return self._samples or [_raw(dataset)[i] for dataset, i in self._ring.values()]
+    def best(self, size: int, balanced: bool) -> NDArray[np.int64]:
+        """Positions of the `size` samples that a memory of that size would have kept, sorted."""
+        if self._ring:
+            return np.arange(len(self._ring))
+        return _largest(self._keys, self._labels if balanced else 0 * self._labels, size)
 
     def merge(
         self,

@@ -202,3 +202,19 @@ def _from_owners(parameters: NamedParameters, owner: Mapping[str, str]) -> Parti
     if not parts:
         raise ValueError("parameter_groups takes frozen parameters only: nothing to restrict")
     return Partition(tuple(parts), tuple(map(tuple, parts.values())), stops[-1])
+
+
+class PartitionCache:
+    """The last partition, made anew when parameters come, go, grow or freeze."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._value: Partition | None = None
+
+    def get(self, model: nn.Module, groups: ParameterGroups, unassigned: Unassigned) -> Partition:
+        """Return `make_partition` of these arguments."""
+        key = [(name, p.shape) for name, p in restricted_parameters(model)]
+        if self._value is None or key != self._key:
+            self._value = make_partition(model, groups, unassigned_parameters=unassigned)
+            self._key = key
+        return self._value

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import nullcontext
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -14,14 +16,15 @@ from torch import Tensor, nn
 from avalanche_mgem.arguments import finite, one_of, positive_int
 from avalanche_mgem.bridge.batches import batch_gradient, restored_running_statistics
 from avalanche_mgem.bridge.boundaries import task_boundary
+from avalanche_mgem.bridge.generalization import GeneralizationProbe
 from avalanche_mgem.bridge.memory import EpisodicMemory, MemoryGroup, Selection, Split
 from avalanche_mgem.model.gradients import GradientMatrix, write_gradients
 from avalanche_mgem.model.partition import (
     ParameterGroups,
     Partition,
+    PartitionCache,
     Unassigned,
     check_parameter_groups,
-    make_partition,
     restricted_parameters,
 )
 from avalanche_mgem.model.randomness import RandomStream
@@ -86,12 +89,20 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         memory_batchnorm: the running statistics of normalisation layers in the memory's forward
             passes: "update" (as GEM) or "restore".
         memory_device: where the memory is kept; None: on the strategy's device.
+        generalization_every: None (off), or every how many iterations to measure how far the
+            restriction generalises from the memory to the past tasks: the cosine of z with the
+            gradient on a task's memory minus that on as many samples held out of the same task. It
+            costs one more gradient a task and changes nothing about the run.
         seed: of the memory's selection and split and of dropout in the memory's forward passes.
             None: torch's current initial seed. The global random states are never drawn from.
 
     Attributes:
         last_projection: what the last iteration's projection did, its gradient left out; None where
             there was no memory yet.
+        last_generalization: {0-based past task: cosine on the memory minus cosine on held-out
+            samples} where the last iteration measured it, else empty.
+        last_seconds: what the last iteration's parts took, by the clock on the wall: "memory" (the
+            gradients of the memory) and "projection". A GPU may still be at work then.
 
     Raises:
         ValueError: an argument out of range, at construction; a partition that does not fit the
@@ -115,18 +126,27 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         unused_parameters: Literal["exclude", "include"] = "exclude",
         memory_batchnorm: Literal["update", "restore"] = "update",
         memory_device: torch.device | str | None = None,
+        generalization_every: int | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__()
         if seed is not None:
             positive_int("seed", seed, minimum=0)
-        seeds = np.random.SeedSequence(torch.initial_seed() if seed is None else seed).spawn(2)
+        seeds = np.random.SeedSequence(torch.initial_seed() if seed is None else seed).spawn(3)
+        if generalization_every is not None:
+            positive_int("generalization_every", generalization_every)
+            if memory_selection == "ring":
+                raise ValueError(
+                    "generalization_every needs memory_selection 'random' or 'class-balanced', "
+                    "which can tell what the memory does not hold"
+                )
         self.memory = EpisodicMemory(
             patterns_per_experience,
             groups=memory_groups,
             split=memory_split,
             selection=memory_selection,
             device=memory_device,
+            held_out=generalization_every is not None,
             seed=seeds[0],
         )
         self.memory_strength = _schedule(memory_strength)
@@ -145,10 +165,13 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         )
         self.memory_batchnorm = one_of("memory_batchnorm", memory_batchnorm, ("update", "restore"))
         self.last_projection: Projection | None = None
-        self._random = RandomStream(int(seeds[1].generate_state(1)[0]))
+        self.last_generalization: dict[int, float] = {}
+        self.last_seconds: dict[str, float] = {}
+        self._random = RandomStream(_number(seeds[1]))
+        self._probe = GeneralizationProbe(generalization_every, _number(seeds[2]))
         self._matrix = GradientMatrix()
         self._step = StepRecorder()
-        self._partitions = _PartitionCache()
+        self._partitions = PartitionCache()
         self._names: list[str] = []  # of the parameters behind the matrix
         self._restricted = Partition((), (), 0)  # of those parameters
         self._strengths = torch.empty(0)  # one a memory row; empty: nothing to restrict with
@@ -170,12 +193,14 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Compute one gradient for each group of the memory."""
         self.last_projection = None
+        self.last_seconds, self.last_generalization = {}, {}
         groups = self.memory.closed_groups()
         if not self._boundaries_known:
             groups = groups + self.memory.open_groups()
         self._strengths = self._lower_bounds(groups, strategy.clock.train_iterations)
         if groups:
-            self._compute_rows(strategy, groups)
+            with self._timed("memory"):
+                self._compute_rows(strategy, groups)
 
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Project the gradient (restrict="gradient")."""
@@ -185,9 +210,10 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         rates = step_rates(parameters, strategy.optimizer)
         still = [r == 0 and self.unused_parameters == "exclude" for r in rates]
         gradients = [None if s else p.grad for p, s in zip(parameters, still, strict=True)]
-        projected = self._project(parameters, gradients)
-        if projected is not None:
-            write_gradients(parameters, projected)
+        with self._timed("projection"):
+            projected = self._project(parameters, gradients)
+            if projected is not None:
+                write_gradients(parameters, projected)
 
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
         """Remember where the parameters are (restrict="update")."""
@@ -198,16 +224,8 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         """Project the step that the optimiser took (restrict="update")."""
         if self.restrict == "gradient" or not len(self._strengths):
             return
-        parameters = self._parameters(strategy.model)
-        update = self._step.finish(parameters)
-        self._matrix.scale_rows(self._step.metric, parameters)
-        try:
-            projected = self._project(parameters, update)
-        except FloatingPointError:
-            self._step.undo(parameters)
-            raise
-        if projected is not None:
-            self._step.redo(parameters, self._matrix.gradient, projected)
+        with self._timed("projection"):
+            self._restrict_step(self._parameters(strategy.model))
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Begin a pass of the memory's ring over the experience (memory_selection="ring")."""
@@ -224,6 +242,23 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
             self.memory.close_task()
         self._strengths = torch.empty(0)
         self._step.forget()
+
+    def _restrict_step(self, parameters: list[nn.Parameter]) -> None:
+        update = self._step.finish(parameters)
+        self._matrix.scale_rows(self._step.metric, parameters)
+        try:
+            projected = self._project(parameters, update)
+        except FloatingPointError:
+            self._step.undo(parameters)
+            raise
+        if projected is not None:
+            self._step.redo(parameters, self._matrix.gradient, projected)
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.last_seconds[part] = time.perf_counter() - start
 
     def _partition(self, model: nn.Module) -> Partition:
         return self._partitions.get(model, self.parameter_groups, self.unassigned_parameters)
@@ -249,13 +284,15 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         named = restricted_parameters(strategy.model)
         self._names, parameters = [name for name, _ in named], [p for _, p in named]
         self._restricted = self._partition(strategy.model)
-        self._matrix.fit(parameters, len(groups))
+        held_out = self._probe.groups(self.memory, strategy.clock.train_iterations)
+        self._matrix.fit(parameters, len(groups) + len(held_out))
         restore = self.memory_batchnorm == "restore"
         statistics = restored_running_statistics(strategy.model) if restore else nullcontext()
         with statistics, self._random.active(parameters[0].device):
             for index, group in enumerate(groups):
                 gradients = _group_gradient(strategy, group, parameters)
                 self._matrix.set_row(index, gradients, parameters)
+        self._probe.fill(strategy, held_out, parameters, self._matrix)
 
     def _project(
         self, parameters: list[nn.Parameter], vectors: list[Tensor | None]
@@ -269,30 +306,20 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         automatic: Ridge = _GEM_RIDGE if is_gem else "relative"
         projection = project(
             self._matrix.gradient,
-            self._matrix.rows,
+            self._matrix.rows[: len(self._strengths)],
             memory_strength=self._strengths,
             modules=modules,
             solver=self.solver,
             ridge=automatic if self.ridge == "auto" else self.ridge,
         )
-        # Without the long vector, which may be the matrix's own memory.
-        self.last_projection = dataclasses.replace(projection, gradient=torch.empty(0))
+        rows = self._matrix.rows
+        self.last_generalization = self._probe.gaps(projection.gradient, rows, self.memory)
+        self.last_projection = dataclasses.replace(
+            projection,
+            gradient=torch.empty(0),  # the long vector may be the matrix's own memory
+            module_names=self._restricted.names,
+        )
         return projection.gradient if projection.violated else None
-
-
-class _PartitionCache:
-    """The last partition, made anew when parameters come, go, grow or freeze."""
-
-    def __init__(self) -> None:
-        self._key: object = None
-        self._value: Partition | None = None
-
-    def get(self, model: nn.Module, groups: ParameterGroups, unassigned: Unassigned) -> Partition:
-        key = [(name, p.shape) for name, p in restricted_parameters(model)]
-        if self._value is None or key != self._key:
-            self._value = make_partition(model, groups, unassigned_parameters=unassigned)
-            self._key = key
-        return self._value
 
 
 def _group_gradient(
@@ -307,6 +334,10 @@ def _group_gradient(
             "memory_groups: a group of one sample cannot pass batch normalisation in training "
             "mode; use fewer memory_groups or more patterns_per_experience"
         ) from error
+
+
+def _number(seed: np.random.SeedSequence) -> int:
+    return int(seed.generate_state(1)[0])
 
 
 def _schedule(memory_strength: float | Schedule) -> Schedule:

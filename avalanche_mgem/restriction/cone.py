@@ -13,7 +13,6 @@ a_m> < 0.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -47,6 +46,10 @@ class Projection:
         dual: v, float64 [M, K], on the CPU; zero in modules where no row was violated.
         relative_change: ||z - g|| / ||g||.
         cosine: of the angle between z and g.
+        module_change: ||z_m - g_m|| / ||g_m||, float64 [M], on the CPU; 0 where g_m is zero.
+        module_cosine: of the angle between z_m and g_m, float64 [M], on the CPU; 0 where either is
+            zero.
+        module_names: M names, where whoever asked for the projection has any.
     """
 
     gradient: Tensor
@@ -54,6 +57,9 @@ class Projection:
     dual: Tensor
     relative_change: float
     cosine: float
+    module_change: Tensor
+    module_cosine: Tensor
+    module_names: tuple[str, ...] = ()
 
     @property
     def violated_rows(self) -> Tensor:
@@ -108,14 +114,15 @@ def project(
     dual = torch.zeros_like(dots)
     touched = torch.nonzero((dots < 0).any(dim=1)).flatten().tolist()
     if not touched:
-        return Projection(gradient, dots, dual, relative_change=0.0, cosine=1.0)
+        still = torch.zeros(len(modules), dtype=torch.float64)
+        return Projection(gradient, dots, dual, 0.0, 1.0, still, still + 1.0)
     solver = QuadprogSolver() if solver is None else solver
     projected = gradient.clone()
     for index in touched:
         gram = _regularised_gram(rows, modules[index], solver, ridge)
         dual[index] = _solved(solver, gram, dots[index].numpy(), strength)
         _push(projected, rows, modules[index], dual[index])
-    return Projection(projected, dots, dual, *_change(gradient, projected))
+    return Projection(projected, dots, dual, *_change(gradient, projected, modules))
 
 
 def _check(gradient: Tensor, rows: Tensor, memory_strength: float | Tensor) -> NDArray[np.float64]:
@@ -198,15 +205,38 @@ def _push(projected: Tensor, rows: Tensor, module: Module, dual: Tensor) -> None
         projected[columns] = moved.to(projected.dtype)
 
 
-def _change(gradient: Tensor, projected: Tensor) -> tuple[float, float]:
-    """||z - g|| / ||g|| and the cosine of z and g; in chunks, to need no long float64 vector."""
+def _change(
+    gradient: Tensor, projected: Tensor, modules: Sequence[Module]
+) -> tuple[float, float, Tensor, Tensor]:
+    """The change and the cosine of the whole, then [M] of them for the modules."""
+    everything = [*modules, _rest(modules, gradient.numel())]
+    sums = torch.stack([_products(gradient, projected, module) for module in everything]).cpu()
+    changes, cosines = _ratios(torch.cat([sums.sum(0, keepdim=True), sums[:-1]]))
+    return float(changes[0]), float(cosines[0]), changes[1:], cosines[1:]
+
+
+def _products(gradient: Tensor, projected: Tensor, module: Module) -> Tensor:
+    """||g_m||^2, ||z_m||^2, ||z_m - g_m||^2 and <g_m, z_m>, float64 [4]."""
     sums = torch.zeros(4, dtype=torch.float64, device=gradient.device)
-    for columns in _chunks([slice(0, gradient.numel())], gradient.device):
+    for columns in _chunks(module, gradient.device):
         before, after = gradient[columns].double(), projected[columns].double()
         change = after - before
         pairs = ((before, before), (after, after), (change, change), (before, after))
         sums += torch.stack([torch.dot(a, b) for a, b in pairs])
-    before_squared, after_squared, change_squared, product = sums.tolist()
-    length, length_after = math.sqrt(before_squared), math.sqrt(after_squared)
-    cosine = product / length / length_after if length_after > 0 else 0.0
-    return math.sqrt(change_squared) / length, min(max(cosine, -1.0), 1.0)
+    return sums
+
+
+def _ratios(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Relative changes and cosines from rows of `_products`, [N, 4]; 0 for 0 / 0."""
+    length, length_after, change = sums[:, :3].sqrt().unbind(1)
+    # One division after the other: the product of two short lengths may be too small for a float.
+    cosine = (sums[:, 3] / length / length_after).nan_to_num(0.0, 0.0, 0.0)
+    return (change / length).nan_to_num(0.0, 0.0, 0.0), cosine.clamp(-1.0, 1.0)
+
+
+def _rest(modules: Sequence[Module], size: int) -> Module:
+    """What lies in no module."""
+    parts = sorted((part.start, part.stop) for module in modules for part in module)
+    starts = [0, *(stop for _, stop in parts)]
+    stops = [*(start for start, _ in parts), size]
+    return [slice(a, b) for a, b in zip(starts, stops, strict=True) if a < b]

@@ -24,6 +24,7 @@ from avalanche_mgem.evaluation import (
     forward_transfer,
     learning_accuracy,
 )
+from avalanche_mgem.evaluation.heat_map import heat_map
 
 
 class Keeper:
@@ -203,3 +204,23 @@ def test_a_task_trained_again_is_no_new_task():
         rows.append(row_by_hand(strategy, scenario.test_stream))
     np.testing.assert_allclose(metric.result()[:2], [rows[0], rows[2]], atol=1e-7)
     assert keeper.last["ACC/eval_phase/test_stream"] == pytest.approx(np.mean(rows[2][:2]))
+
+
+def test_the_heat_map_reaches_tensorboard(tmp_path):
+    scenario, board = domain_stream(), TensorboardLogger(tmp_path)
+    strategy = naive(*accuracy_matrix_metrics(heat_map=True), loggers=[board])
+    evaluated_run(strategy, scenario)
+    board.writer.close()
+    log = EventAccumulator(str(tmp_path))
+    log.Reload()
+    assert log.Tags()["images"] == ["AccuracyMatrix/eval_phase/test_stream"]
+
+
+@pytest.mark.parametrize("size", [1, 3, 20])
+def test_a_heat_map_shows_every_measured_number_once(size):
+    accuracy = np.random.default_rng(0).random((size, size))
+    accuracy[np.triu_indices(size, 1)] = math.nan
+    texts = [text.get_text() for text in heat_map(accuracy).axes[0].texts]
+    shown = sorted(text for text in texts if text)
+    measured = accuracy[~np.isnan(accuracy)]
+    assert shown == (sorted(f"{value:.2f}" for value in measured) if size < 20 else [])

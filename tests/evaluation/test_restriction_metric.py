@@ -84,12 +84,60 @@ class FixedProjection(SupervisedPlugin):
         dual=torch.zeros(1, 2, dtype=torch.float64),
         relative_change=0.5,
         cosine=1.0,
+        module_change=torch.tensor([0.5], dtype=torch.float64),
+        module_cosine=torch.tensor([1.0], dtype=torch.float64),
     )
 
 
 def test_any_plugin_that_shows_its_projection_is_read():
     metric = RestrictionMetric()
     run([FixedProjection()], metric)
-    assert metric.result() == {"ViolatedIterations": 1.0, "RelativeChange": 0.5, "Cosine": 1.0}
+    assert metric.result() == {
+        "ViolatedIterations": 1.0,
+        "ViolatedRows": 0.5,
+        "RelativeChange": 0.5,
+        "Cosine": 1.0,
+        "Dual": 0.0,
+    }
     metric.reset()
     assert metric.result() == {}
+
+
+def test_modules_have_their_own_means():
+    seen = []
+
+    def note(strategy):
+        if plugin.last_projection is not None:
+            seen.append((strategy.experience.current_experience, plugin.last_projection))
+
+    plugin = MGEMPlugin(8, parameter_groups="layer", memory_groups=2, seed=0)
+    keeper = run(
+        [plugin, Call(after_training_iteration=note)],
+        RestrictionMetric(modules=True, histograms=True),
+    )
+    assert {p.module_names for _, p in seen} == {("0", "2")}
+    for index, module in enumerate(("0", "2")):
+        for name, of in (
+            ("ViolatedRows", lambda p: p.violated_rows.double().mean(dim=1)),
+            ("RelativeChange", lambda p: p.module_change),
+            ("Cosine", lambda p: p.module_cosine),
+            ("Dual", lambda p: p.dual.mean(dim=1)),
+        ):
+            values = keeper.values[f"Restriction_{name}/train_phase/train_stream/{module}"]
+            expected = [
+                np.mean([float(of(p)[index]) for t, p in seen if t == task]) for task in (1, 2)
+            ]
+            assert values == pytest.approx(expected)
+    duals = keeper.of("DualVariables")
+    for task, emitted in zip((1, 2), duals, strict=True):
+        rows = [p.dual[p.violated_rows.any(dim=1)].numel() for t, p in seen if t == task]
+        assert emitted.numel() == sum(rows)
+
+
+@pytest.mark.parametrize("restrict", ["gradient", "update"])
+def test_the_time_of_each_part_is_told(restrict):
+    metric = RestrictionMetric()
+    keeper = run([MGEMPlugin(8, restrict=restrict, seed=0)], metric)
+    for part in ("memory", "projection"):
+        assert len(keeper.of(f"Seconds_{part}")) == 2
+        assert metric.result()[f"Seconds_{part}"] > 0

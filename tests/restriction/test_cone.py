@@ -106,6 +106,13 @@ def test_what_it_tells_of_itself_is_true(problem, strength):
         torch.testing.assert_close(projection.dots[index], rows[:, at] @ gradient[at])
         pushed = gradient[at] + projection.dual[index] @ rows[:, at]
         torch.testing.assert_close(z[at], pushed, rtol=1e-9, atol=0.0)
+        own, own_z = gradient[at], z[at]
+        if own.norm() > 0:
+            change = float((own_z - own).norm() / own.norm())
+            assert float(projection.module_change[index]) == pytest.approx(change)
+        if own.norm() > 0 and own_z.norm() > 1e-9 * own.norm():
+            cosine = float((own / own.norm()) @ (own_z / own_z.norm()))
+            assert float(projection.module_cosine[index]) == pytest.approx(cosine, abs=1e-9)
     length = gradient.norm()
     assert projection.relative_change == pytest.approx(float((z - gradient).norm() / length))
     if z.norm() > 1e-9 * length:

@@ -1,0 +1,37 @@
+"""The accuracy matrix as a picture."""
+
+from __future__ import annotations
+
+import math
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from avalanche_mgem.evaluation.matrix import Matrix
+
+_MOST_NUMBERS = 12  # experiences with more would make the numbers unreadable
+
+
+def heat_map(accuracy: Matrix, title: str = "") -> Figure:
+    """Draw R, float [T, T] in [0, 1]: trained on runs down, tested on across; NaN is grey."""
+    size = len(accuracy)
+    figure = Figure(figsize=(5.5, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_facecolor("0.85")
+    image = axes.imshow(accuracy, cmap="cividis", vmin=0.0, vmax=1.0)
+    if size <= _MOST_NUMBERS:
+        for (row, column), value in zip(_places(size), accuracy.flat, strict=True):
+            shade = "black" if value > 0.5 else "white"
+            text = "" if math.isnan(value) else f"{value:.2f}"
+            axes.text(column, row, text, ha="center", va="center", color=shade, fontsize=8)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="Tested on experience", ylabel="After training on experience", title=title)
+    figure.colorbar(image, label="Accuracy")
+    return figure
+
+
+def _places(size: int) -> list[tuple[int, int]]:
+    return [(row, column) for row in range(size) for column in range(size)]
