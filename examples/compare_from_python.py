@@ -27,7 +27,7 @@ def main() -> None:
     )
     compare(
         ["naive", "gem", by_layer, everything_but_the_head],
-        stream=NamedStream("rotated-digits", {"n_experiences": 5, "train_per_experience": 300}),
+        stream=NamedStream("rotated-digits", {"n_experiences": 4, "train_per_experience": 200}),
         model=small_network,
         seeds=2,
         out="mgem-from-python",
