@@ -72,7 +72,7 @@ def test_a_file_of_the_users_own(command, tmp_path):
         (["--device", "gpu"], "device='gpu' cannot be used here"),
         (["--methods", "mgem-dd"], "did you mean 'mgem-d'"),
         (["--methods", "naive,"], "unknown method ''"),
-        (["--stream", "permuted-digit"], "did you mean permuted-digits"),
+        (["--stream", "permuted-digit"], "did you mean 'permuted-digits'"),
         (["--stream", "permuted:none.npz"], "found none at none.npz"),
         (["--stream", "split-mnist", "--data-root", "no", "--no-download"], "data_root='no'"),
         (["--set", "mgem-d.memory_groups"], "METHOD.SETTING=VALUE"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.supervised import JointTraining
 
 from avalanche_mgem.experiment.configuration import RunSpecification
 from avalanche_mgem.experiment.registry import Memory, Method
@@ -79,6 +80,8 @@ def _check_method(specification: RunSpecification, scenario: Any) -> None:
         strategy = build_strategy(
             specification, scenario, EvaluationPlugin(loggers=[SilentLogger()])
         )
+        if isinstance(strategy, JointTraining) and not method.whole_stream:
+            raise ValueError("JointTraining trains once: give the method whole_stream=True")
         _check_partition(strategy, scenario.train_stream[0])
     except _REFUSALS as error:
         raise ValueError(_explain(method, budget, error)) from error

@@ -18,7 +18,7 @@ from avalanche_mgem.experiment.configuration import NamedStream, RunSpecificatio
 from avalanche_mgem.experiment.csv_files import write_accuracy_csv, write_csv
 from avalanche_mgem.experiment.models import MLPFactory, ModelFactory
 from avalanche_mgem.experiment.plots import plot_accuracy, plot_tradeoff
-from avalanche_mgem.experiment.registry import METHODS, Method, select_methods
+from avalanche_mgem.experiment.registry import DEFAULT_METHODS, Method, select_methods
 from avalanche_mgem.experiment.report import results_table
 from avalanche_mgem.experiment.result import RunResult
 from avalanche_mgem.experiment.store import ResultStore
@@ -39,7 +39,7 @@ class RunsFailedError(RuntimeError):
 
 
 def compare(
-    methods: str | Method | Iterable[str | Method] = tuple(METHODS),
+    methods: str | Method | Iterable[str | Method] = DEFAULT_METHODS,
     *,
     stream: Callable[[int], Any] = DEFAULT_STREAM,
     seeds: int | Sequence[int] = 3,
@@ -58,7 +58,8 @@ def compare(
     accuracy.csv (every entry of R), accuracy.png and tradeoff.png of the last one.
 
     Args:
-        methods: names in METHODS, or methods of your own; one or several.
+        methods: names in METHODS, or methods of your own; one or several. Default:
+            DEFAULT_METHODS, which need no more than one pass over the data.
         stream: called with a seed, returns an Avalanche scenario with a train and a test stream of
             as many experiences; `NamedStream` makes one of ours by name.
         seeds: how many (0, 1, ...), or which. A seed decides the stream, the model and the

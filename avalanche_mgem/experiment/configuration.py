@@ -7,19 +7,21 @@ import json
 import platform
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from avalanche_mgem.arguments import finite, positive_int
+from avalanche_mgem.arguments import finite, one_of, positive_int
 from avalanche_mgem.experiment.describe import describe, digest
 from avalanche_mgem.experiment.models import MLPFactory, ModelFactory
 from avalanche_mgem.experiment.registry import Method
-from avalanche_mgem.streams import make_stream, parse_stream_name
+from avalanche_mgem.streams import make_stream, stream_files
 
 _PACKAGES = ("avalanche-mgem", "avalanche-lib", "torch", "torchvision", "quadprog", "numpy")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+_CAME_LATER = ("optimizer", "momentum", "weight_decay")  # so that older keys stay what they were
 _PLACES = ("data_root", "download")  # where the data lies decides nothing
 _NOT_IN_FILE_NAMES = re.compile(r'[\x00-\x1f/\\:*?"<>|]')
 _LONGEST_NAME = 100
@@ -30,12 +32,15 @@ class Training:
     """How every method trains.
 
     Args:
-        learning_rate: of plain SGD.
+        learning_rate: of the optimiser.
         batch_size: training minibatch.
         epochs: passes over each experience.
         eval_batch_size: minibatch of the evaluation; it changes no result.
         device: a torch device.
         memory: patterns kept of each experience by the methods that have a memory.
+        optimizer: "sgd", "adam" or "adamw", as torch has them.
+        momentum: of SGD, in [0, 1).
+        weight_decay: >= 0.
 
     Raises:
         ValueError: a value out of range.
@@ -47,6 +52,9 @@ class Training:
     eval_batch_size: int = 1000
     device: str = "cpu"
     memory: int = 64
+    optimizer: str = "sgd"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         rate = finite("learning_rate", self.learning_rate, minimum=0.0, above=True)
@@ -54,6 +62,17 @@ class Training:
         for name in ("batch_size", "epochs", "eval_batch_size", "memory"):
             object.__setattr__(self, name, positive_int(name, getattr(self, name)))
         object.__setattr__(self, "device", str(self.device))
+        one_of("optimizer", self.optimizer, OPTIMIZERS)
+        for name in ("momentum", "weight_decay"):
+            object.__setattr__(self, name, finite(name, getattr(self, name), minimum=0.0))
+        if self.momentum >= 1.0 or (self.momentum and self.optimizer != "sgd"):
+            raise ValueError(f"momentum must be below 1 and is SGD's only, got {self.momentum}")
+
+    def description(self) -> dict[str, Any]:
+        """Return what decides a result; what came later, only where it is not the default."""
+        described = {k: v for k, v in asdict(self).items() if k != "eval_batch_size"}
+        later = {f.name: f.default for f in fields(self) if f.name in _CAME_LATER}
+        return {k: v for k, v in described.items() if k not in later or v != later[k]}
 
 
 @dataclass(frozen=True)
@@ -71,15 +90,13 @@ class NamedStream:
         """Return what decides the samples, as JSON values; of a file, its contents."""
         arguments = {k: describe(v) for k, v in self.arguments.items() if k not in _PLACES}
         described = {"type": "NamedStream", "name": self.name, "arguments": arguments}
-        file = self._file()
-        return described if file is None else {**described, "sha256": _file_digest(file)}
-
-    def _file(self) -> Path | None:
-        source = Path(parse_stream_name(self.name)[1])
-        if source.suffix != ".npz":
-            return None
-        inside = Path(self.arguments.get("data_root") or ".") / source
-        return next((path for path in (source, inside) if path.is_file()), None)
+        root, domains = self.arguments.get("data_root"), self.arguments.get("domains")
+        digests = [
+            _file_digest(path) for path in stream_files(self.name, data_root=root, domains=domains)
+        ]
+        if not digests:
+            return described
+        return {**described, "sha256": digests[0] if len(digests) == 1 else digests}
 
 
 @dataclass(frozen=True)
@@ -113,18 +130,19 @@ class RunSpecification:
         settings = self.method.settings
         if n_experiences is not None:
             settings = self.method.resolved_settings(self.training.memory, n_experiences)
-        training = {k: v for k, v in asdict(self.training).items() if k != "eval_batch_size"}
         stream: Any = self.stream
         if isinstance(stream, NamedStream):
             stream = stream.description()
-        return {
+        described = {
             "strategy": describe(self.method.strategy),
             "settings": {k: describe(v) for k, v in sorted(settings.items())},
             "stream": describe(stream),
             "seed": self.seed,
             "model": describe(self.model),
-            "training": training,
+            "training": self.training.description(),
         }
+        # Only where it says something, so that the keys of other methods stay what they were.
+        return {**described, "whole_stream": True} if self.method.whole_stream else described
 
     @property
     def key(self) -> str:

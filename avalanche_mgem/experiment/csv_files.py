@@ -10,8 +10,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from avalanche_mgem.experiment.report import HEADINGS, require_runs, scores_and_seconds
 from avalanche_mgem.experiment.result import RunResult
+from avalanche_mgem.experiment.summary import HEADINGS, require_runs, scores_and_seconds
 from avalanche_mgem.files import write_atomically
 
 
@@ -61,27 +61,28 @@ def _record(result: RunResult) -> dict[str, Any]:
         "stream": result.stream,
         "seed": result.seed,
         **scores_and_seconds(result),
-        **_flat("restriction", result.restriction),
-        **_flat("configuration", result.configuration),
-        **_flat("versions", result.versions),
+        **flat("restriction", result.restriction),
+        **flat("timings", result.timings),
+        **flat("configuration", result.configuration),
+        **flat("versions", result.versions),
     }
 
 
-def _flat(name: str, value: Any) -> dict[str, Any]:
+def flat(name: str, value: Any) -> dict[str, Any]:
     """Return the leaves of nested mappings by dotted name; an empty mapping is a leaf."""
     if not isinstance(value, Mapping):
         return {name: value}
     leaves: dict[str, Any] = {}
     for key, child in value.items():
         leaf = isinstance(child, Mapping) and not child
-        leaves |= {f"{name}.{key}": child} if leaf else _flat(f"{name}.{key}", child)
+        leaves |= {f"{name}.{key}": child} if leaf else flat(f"{name}.{key}", child)
     return leaves
 
 
 def _columns(records: Sequence[Mapping[str, Any]]) -> list[str]:
     names = {name for record in records for name in record}
     fixed = ["method", "stream", "seed", *HEADINGS]
-    groups = ("restriction.", "configuration.", "versions.")
+    groups = ("restriction.", "timings.", "configuration.", "versions.")
     return fixed + [name for group in groups for name in sorted(names) if name.startswith(group)]
 
 

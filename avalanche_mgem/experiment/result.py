@@ -31,6 +31,7 @@ class RunResult:
         baseline: accuracies before any training, float [T]; NaN where not measured.
         seconds: time spent in `strategy.train()`, evaluation left out.
         restriction: what the restriction did, by metric name; empty for methods without one.
+        timings: seconds that each part of the restriction took in an iteration with a memory.
         configuration: everything the run was started with, as JSON values.
         versions: of the packages that decide the numbers.
     """
@@ -43,6 +44,7 @@ class RunResult:
     seconds: float
     restriction: Mapping[str, float] = field(default_factory=dict)
     configuration: Mapping[str, Any] = field(default_factory=dict)
+    timings: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property

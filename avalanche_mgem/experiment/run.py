@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from avalanche_mgem.evaluation import (
     RestrictionMetric,
     ScalarCSVLogger,
 )
-from avalanche_mgem.experiment.configuration import RunSpecification, versions
+from avalanche_mgem.experiment.configuration import RunSpecification, Training, versions
 from avalanche_mgem.experiment.result import RunResult
 from avalanche_mgem.model.randomness import preserved_random_state
 
@@ -37,6 +38,8 @@ def run(
     progress: Progress = lambda _: None,
 ) -> RunResult:
     """Train the method on every experience in turn and evaluate after each.
+
+    A method of the whole stream is trained once and evaluated after that: R has its last row only.
 
     Unseen experiences are evaluated too (for FWT), unless the model has heads that grow: evaluating
     those would change the model. The evaluation draws no random number that training would see.
@@ -67,7 +70,7 @@ def build_strategy(specification: RunSpecification, scenario: Any, evaluator: An
         raise ValueError(f"model must return a torch.nn.Module, got {type(model).__name__}")
     return method.strategy(
         model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=training.learning_rate),
+        optimizer=_optimizer(training, model),
         criterion=nn.CrossEntropyLoss(),
         train_mb_size=training.batch_size,
         train_epochs=training.epochs,
@@ -78,20 +81,43 @@ def build_strategy(specification: RunSpecification, scenario: Any, evaluator: An
     )
 
 
+def _optimizer(training: Training, model: nn.Module) -> torch.optim.Optimizer:
+    rate, decay = training.learning_rate, training.weight_decay
+    if training.optimizer == "sgd":
+        momentum = training.momentum
+        return torch.optim.SGD(model.parameters(), rate, momentum=momentum, weight_decay=decay)
+    if training.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), rate, weight_decay=decay)
+    return torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
+
+
 @contextmanager
 def quiet_avalanche() -> Iterator[None]:
-    """Silence what Avalanche tells its own code of removals in 0.7; no user could act on it."""
+    """Silence what Avalanche's code is told of removals; no user could act on it."""
     with warnings.catch_warnings():
         tell = warnings.showwarning
 
         def tell_others(message: Any, category: Any, filename: str, *rest: Any) -> None:
             theirs = f"{os.sep}avalanche{os.sep}" in filename
-            if not (theirs and issubclass(category, DeprecationWarning)):
+            removal = issubclass(category, DeprecationWarning) or "is deprecated" in str(message)
+            if not (theirs and removal):
                 tell(message, category, filename, *rest)
 
         # Not by a filter: Avalanche puts its own in front at every call.
         warnings.showwarning = tell_others  # type: ignore[assignment]
         yield
+
+
+class WholeStreamAccuracy(AccuracyMatrix):
+    """R of a training on the whole stream at once: the last row, NaN above.
+
+    So ACC is defined, and LA, BWT, FWT and forgetting are not: there was no order to learn in.
+    """
+
+    def before_training_exp(self, strategy: Any) -> None:
+        """Note that every task is trained now; Avalanche's JointTraining names the first alone."""
+        for experience in strategy.experience.origin_stream:
+            super().before_training_exp(SimpleNamespace(experience=experience))
 
 
 class SilentLogger:
@@ -115,10 +141,14 @@ def _open_loggers(tensorboard: Path | None, metrics_csv: Path | None) -> Iterato
 def _run(specification: RunSpecification, loggers: list[Any], progress: Progress) -> RunResult:
     RNGManager.set_random_seeds(specification.seed)
     scenario = specification.stream(specification.seed)
-    accuracy, restriction = AccuracyMatrix(), RestrictionMetric()
+    whole = specification.method.whole_stream
+    accuracy = WholeStreamAccuracy() if whole else AccuracyMatrix()
+    restriction = RestrictionMetric()
     evaluator = EvaluationPlugin(accuracy, restriction, loggers=loggers)
     strategy = build_strategy(specification, scenario, evaluator)
-    seconds = _train(strategy, scenario, progress)
+    seconds = _train(strategy, scenario, progress, whole)
+    told = restriction.result()
+    timings = {name: told.pop(name) for name in list(told) if name.startswith("Seconds_")}
     return RunResult(
         method=specification.method.name,
         stream=specification.stream_name,
@@ -126,7 +156,8 @@ def _run(specification: RunSpecification, loggers: list[Any], progress: Progress
         accuracy=accuracy.result("test"),
         baseline=accuracy.baseline("test"),
         seconds=seconds,
-        restriction=restriction.result(),
+        restriction=told,
+        timings=timings,
         configuration=specification.description(len(scenario.train_stream)),
         versions=versions(),
     )
@@ -140,18 +171,19 @@ def _shape_and_classes(scenario: Any) -> tuple[tuple[int, ...], int]:
     return tuple(sample.shape), int(max(labels)) + 1
 
 
-def _train(strategy: Any, scenario: Any, progress: Progress) -> float:
+def _train(strategy: Any, scenario: Any, progress: Progress, whole_stream: bool) -> float:
     fixed_heads = not any(isinstance(m, DynamicModule) for m in strategy.model.modules())
-    steps, seconds = len(scenario.train_stream) + 1, 0.0
+    parts = [scenario.train_stream] if whole_stream else list(scenario.train_stream)
+    steps, seconds = len(parts) + 1, 0.0
     if fixed_heads:
         _evaluate(strategy, scenario.test_stream)
     progress(1 / steps)
-    for index, experience in enumerate(scenario.train_stream):
+    for index, part in enumerate(parts):
         start = time.perf_counter()
-        strategy.train(experience)
+        strategy.train(part)
         seconds += time.perf_counter() - start
-        seen = scenario.test_stream if fixed_heads else scenario.test_stream[: index + 1]
-        _evaluate(strategy, seen)
+        all_seen = fixed_heads or whole_stream
+        _evaluate(strategy, scenario.test_stream if all_seen else scenario.test_stream[: index + 1])
         progress((index + 2) / steps)
     return seconds
 

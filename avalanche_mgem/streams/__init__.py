@@ -1,21 +1,32 @@
-"""Benchmark streams as Avalanche scenarios: permuted, rotated or split by class.
+"""Benchmark streams as Avalanche scenarios: permuted, rotated, split by class, or of domains.
 
 `make_stream("permuted-digits", n_experiences=10)` is the short way. The long one is a data set from
-`load_data` (scikit-learn's digits, MNIST, or any .npz), or an `ArrayData` of your own, given to
-`permuted_stream`, `rotated_stream` or `split_stream`.
+`load_data` (scikit-learn's digits, torchvision's sets, or any .npz), or an `ArrayData` of your own,
+given to `permuted_stream`, `rotated_stream` or `split_stream`, or several to `domains_stream`.
 """
 
-from avalanche_mgem.streams.arrays import ArrayData, load_data
-from avalanche_mgem.streams.naming import STREAM_KINDS, make_stream, parse_stream_name
+from avalanche_mgem.streams.arrays import NAMED_SOURCES, ArrayData, load_data
+from avalanche_mgem.streams.domains import DOMAIN_SETS, domains_stream, load_domains
+from avalanche_mgem.streams.naming import (
+    STREAM_KINDS,
+    make_stream,
+    parse_stream_name,
+    stream_files,
+)
 from avalanche_mgem.streams.vision import permuted_stream, rotated_stream, split_stream
 
 __all__ = [
+    "DOMAIN_SETS",
+    "NAMED_SOURCES",
     "STREAM_KINDS",
     "ArrayData",
+    "domains_stream",
     "load_data",
+    "load_domains",
     "make_stream",
     "parse_stream_name",
     "permuted_stream",
     "rotated_stream",
     "split_stream",
+    "stream_files",
 ]

@@ -1,9 +1,9 @@
-"""Where the samples come from: scikit-learn's digits, MNIST, and the user's own .npz files."""
+"""Where the samples come from: scikit-learn's digits, torchvision's, the user's own .npz files."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +11,22 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from avalanche_mgem.streams.mnist import read_mnist
+from avalanche_mgem.arguments import positive_int
+from avalanche_mgem.streams.images import resize_images, unit_range
 from avalanche_mgem.streams.npz import read_npz
+from avalanche_mgem.streams.sources import FILE_SOURCES, npz_file, read_named, require
 
-NAMED_SOURCES = ("digits", "mnist")
+NAMED_SOURCES = ("digits", *FILE_SOURCES)
 
 
 @dataclass(frozen=True, eq=False)
 class ArrayData:
     """A classification data set in memory, split into training and test samples.
 
-    x_train, x_test: float32 [N, F], or [N, C, H, W] for images (channels first). y_train, y_test:
-    int64 [N], labels 0..n_classes-1, each of which y_train has at least once. Raises ValueError,
-    naming the tensor, for anything else.
+    x_train, x_test: [N, F], or [N, C, H, W] for images (channels first), as float32, or as uint8
+    that stands for x / 255 at a quarter of the memory; streams hand out float32 of either. y_train,
+    y_test: int64 [N], labels 0..n_classes-1, each of which y_train has at least once. Raises
+    ValueError, naming the tensor, for anything else.
     """
 
     name: str
@@ -53,38 +56,90 @@ class ArrayData:
         """The shape of one sample: (F,) or (C, H, W)."""
         return tuple(self.x_train.shape[1:])
 
+    def resized(self, image_size: int | None) -> ArrayData:
+        """Return the data with square images of this size, bilinear with antialiasing.
+
+        None: as it is. The dtype stays, so uint8 is rounded. Raises ValueError for samples that are
+        not images and for a size that is no whole number >= 1.
+        """
+        if image_size is None:
+            return self
+        positive_int("image_size", image_size)
+        if len(self.sample_shape) != 3:
+            raise ValueError(
+                f"image_size={image_size} needs images [N, C, H, W], but the samples of "
+                f"{self.name!r} have shape {self.sample_shape}"
+            )
+        x_train, x_test = (resize_images(x, image_size) for x in (self.x_train, self.x_test))
+        return replace(self, x_train=x_train, x_test=x_test)
+
 
 def load_data(
-    source: str, *, data_root: Path | str | None = None, download: bool = True
+    source: str,
+    *,
+    data_root: Path | str | None = None,
+    download: bool = True,
+    keep_uint8: bool = False,
 ) -> ArrayData:
     """Load the data set that `source` names.
 
-    source: "digits" (scikit-learn's, 1,797 images [1, 8, 8], nothing to download), "mnist" (images
-    [1, 28, 28]) or a path that ends in .npz, as given or else inside data_root; see `read_npz` for
-    what the file must hold. data_root: where MNIST lies or is downloaded to, in torchvision's
-    layout ROOT/MNIST/raw; None is the folder "data" in the current directory. download: whether
-    MNIST may be downloaded.
+    source: "digits" (scikit-learn's, 1,797 images [1, 8, 8], nothing to download); "mnist",
+    "fashion-mnist" (images [1, 28, 28]), "cifar10", "cifar100", "svhn" ([3, 32, 32]) or "usps" ([1,
+    16, 16]), in torchvision's layout (for example ROOT/MNIST/raw) or as ROOT/NAME.npz, else
+    downloaded; "mnist_m" or "synthetic_digits", as ROOT/NAME.npz only; or a path that ends in .npz,
+    as given or else inside data_root; see `read_npz` for what such files must hold. data_root: the
+    ROOT, also of downloads; None is the folder "data" in the current directory. download: whether
+    anything may be downloaded. keep_uint8: leave pixels uint8, see `ArrayData`; as float32 in
+    [0, 1], CIFAR's are 737 MB.
 
     Raises ValueError for a source that is unknown, missing or unreadable.
     """
     if source == "digits":
         return _digits()
-    if source == "mnist":
-        return ArrayData("mnist", *read_mnist(data_root, download))
+    path = source_file(source, data_root)
+    if path is None:
+        name, parts = source, read_named(source, data_root, download)
+    else:
+        name = source if source in FILE_SOURCES else path.stem
+        parts = read_npz(path)
+    x_train, y_train, x_test, y_test = parts
+    if not keep_uint8:
+        x_train, x_test = unit_range(x_train), unit_range(x_test)
+    try:
+        return ArrayData(name, x_train, y_train, x_test, y_test)
+    except ValueError as error:
+        raise ValueError(f"{path or source}: {error}") from error
+
+
+def source_file(source: str, data_root: Path | str | None) -> Path | None:
+    """Return the .npz file that `load_data` reads `source` from; None: it is from no such file.
+
+    Raises ValueError for an unknown source, and for a file that is nowhere.
+    """
+    if source == "digits":
+        return None
+    if source in FILE_SOURCES:
+        return npz_file(source, data_root)
     if not source.endswith(".npz"):
         raise ValueError(_unknown_source(source))
-    path = _locate(source, data_root)
-    tensors = read_npz(path)
-    try:
-        return ArrayData(path.stem, *tensors)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    return _locate(source, data_root)
+
+
+def require_source(source: str, data_root: Path | str | None, download: bool) -> None:
+    """Raise ValueError where `source` is not there, nor to be downloaded; without loading it."""
+    if source in FILE_SOURCES:
+        require(source, data_root, download)
+        return
+    path = source_file(source, data_root)
+    if path is not None and not path.is_file():
+        raise ValueError(f"source must be an .npz file that exists, found none at {path}")
 
 
 def _unknown_source(source: str) -> str:
     near = difflib.get_close_matches(source, NAMED_SOURCES, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"source must be 'digits', 'mnist' or a path that ends in .npz, got {source!r}{hint}"
+    known = ", ".join(map(repr, NAMED_SOURCES))
+    return f"source must be {known} or a path that ends in .npz, got {source!r}{hint}"
 
 
 def _locate(source: str, data_root: Path | str | None) -> Path:
@@ -111,8 +166,8 @@ def _digits() -> ArrayData:
 
 
 def _check_samples(name: str, x: Tensor) -> None:
-    if x.dtype != torch.float32:
-        raise ValueError(f"{name} must be float32, got {x.dtype}")
+    if x.dtype not in (torch.float32, torch.uint8):
+        raise ValueError(f"{name} must be float32 or uint8, got {x.dtype}")
     if x.ndim not in (2, 4) or x.numel() == 0:
         raise ValueError(
             f"{name} must have shape [N, F] or [N, C, H, W] without empty dimensions, "

@@ -1,41 +1,51 @@
-"""Streams by name: "permuted-digits", "rotated-mnist", "split:my/file.npz"."""
+"""Streams by name: "permuted-digits", "split:my/file.npz", "domains:a.npz,b.npz"."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from avalanche.benchmarks import CLScenario
 
 from avalanche_mgem.arguments import suggestion
-from avalanche_mgem.streams.arrays import NAMED_SOURCES, load_data
+from avalanche_mgem.streams.arrays import NAMED_SOURCES, load_data, source_file
+from avalanche_mgem.streams.domains import (
+    DOMAIN_SETS,
+    domains_stream,
+    load_domains,
+    select_domains,
+)
 from avalanche_mgem.streams.vision import permuted_stream, rotated_stream, split_stream
 
 STREAM_KINDS: dict[str, Callable[..., CLScenario]] = {
     "permuted": permuted_stream,
     "rotated": rotated_stream,
     "split": split_stream,
+    "domains": domains_stream,
 }
+_DOMAINS = "domains"
 
-_NAMES = tuple(f"{kind}-{source}" for kind in STREAM_KINDS for source in NAMED_SOURCES)
+_NAMES = (
+    *(f"{kind}-{source}" for kind in STREAM_KINDS if kind != _DOMAINS for source in NAMED_SOURCES),
+    *(f"{_DOMAINS}-{name}" for name in DOMAIN_SETS),
+)
 
 
 def parse_stream_name(name: str) -> tuple[str, str]:
     """Take a stream's name apart into kind and source, with "-" or ":" between them.
 
-    "permuted-digits" is ("permuted", "digits"), "split:my/file.npz" is ("split", "my/file.npz").
-    The file need not exist. Raises ValueError, with the nearest names, for any other.
+    "permuted-digits" is ("permuted", "digits"), "split:my/file.npz" is ("split", "my/file.npz"),
+    "domains:a.npz,b.npz" is ("domains", "a.npz,b.npz"). Files need not exist. Raises ValueError,
+    with the nearest names, for any other.
     """
     for kind in STREAM_KINDS:
         separator, source = name[len(kind) : len(kind) + 1], name[len(kind) + 1 :]
-        if name.startswith(kind) and separator in ("-", ":") and _is_source(source):
+        if name.startswith(kind) and separator in ("-", ":") and _is_source(kind, source):
             return kind, source
-    raise ValueError(
-        f"stream={name!r} is unknown; {suggestion(name.replace(':', '-'), _NAMES)}, or "
-        f"KIND:FILE.npz with a KIND of {', '.join(STREAM_KINDS)}"
-    )
+    raise ValueError(_unknown(name))
 
 
 def make_stream(
@@ -44,16 +54,59 @@ def make_stream(
     """Build the stream called `name`.
 
     data_root, download: where the data is found, see `load_data`. arguments: those of the kind's
-    function (`permuted_stream`, `rotated_stream`, `split_stream`), n_experiences at least. Raises
-    ValueError for unknown names and arguments, before loading, and where those functions do.
+    function (`permuted_stream`, `rotated_stream`, `split_stream`, `domains_stream`), n_experiences
+    at least, where the domains do not tell it. Streams of domains take domains=("mnist", "usps")
+    besides, or "mnist,usps": which of them, in which order. Pixels are kept as uint8.
+
+    Raises ValueError for unknown names and arguments, before loading, and where those functions do.
     """
     kind, source = parse_stream_name(name)
     build = STREAM_KINDS[kind]
     _check_arguments(kind, build, arguments)
-    return build(load_data(source, data_root=data_root, download=download), **arguments)
+    if kind == _DOMAINS:
+        sources = select_domains(source, arguments.pop("domains", None))
+        return build(load_domains(sources, data_root=data_root, download=download), **arguments)
+    data = load_data(source, data_root=data_root, download=download, keep_uint8=True)
+    return build(data, **arguments)
 
 
-def _is_source(source: str) -> bool:
+def stream_files(
+    name: str, *, data_root: Path | str | None = None, domains: Any = None
+) -> list[Path]:
+    """Return the .npz files, of those that exist, whose contents decide the stream called `name`.
+
+    data_root, domains: as given to `make_stream`. What is read in torchvision's layout is the same
+    everywhere, and not listed. Raises ValueError for unknown names.
+    """
+    kind, source = parse_stream_name(name)
+    files = []
+    for each in select_domains(source, domains) if kind == _DOMAINS else (source,):
+        try:
+            path = source_file(each, data_root)
+        except ValueError:  # it is nowhere; whoever builds the stream says so
+            continue
+        files += [path] if path is not None and path.is_file() else []
+    return files
+
+
+def _unknown(name: str) -> str:
+    near = " or ".join(map(repr, get_close_matches(name.replace(":", "-"), _NAMES)))
+    hint = f"did you mean {near}? " if near else ""
+    kinds = ", ".join(kind for kind in STREAM_KINDS if kind != _DOMAINS)
+    sets = ", ".join(f"{_DOMAINS}-{each}" for each in DOMAIN_SETS)
+    return (
+        f"stream={name!r} is unknown; {hint}known: KIND-SOURCE or KIND:FILE.npz, with a KIND of "
+        f"{kinds} and a SOURCE of {', '.join(NAMED_SOURCES)}; {sets}; {_DOMAINS}:FILE.npz,FILE.npz"
+    )
+
+
+def _is_source(kind: str, source: str) -> bool:
+    if kind == _DOMAINS:
+        return source in DOMAIN_SETS or all(map(_is_data, source.split(",")))
+    return _is_data(source)
+
+
+def _is_data(source: str) -> bool:
     return source in NAMED_SOURCES or (source.endswith(".npz") and source != ".npz")
 
 
@@ -61,11 +114,14 @@ def _check_arguments(
     kind: str, build: Callable[..., CLScenario], arguments: dict[str, Any]
 ) -> None:
     parameters = inspect.signature(build).parameters.values()
-    known = tuple(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)
+    keyword = [each for each in parameters if each.kind is each.KEYWORD_ONLY]
+    known = [each.name for each in keyword] + ([_DOMAINS] if kind == _DOMAINS else [])
     for name, value in arguments.items():
         if name not in known:
             raise ValueError(
                 f"{name}={value!r} is no argument of {kind} streams; {suggestion(name, known)}"
             )
-    if "n_experiences" not in arguments:
-        raise ValueError(f"{kind} streams need n_experiences, got {', '.join(arguments) or 'none'}")
+    needed = [each.name for each in keyword if each.default is each.empty]
+    if any(name not in arguments for name in needed):
+        given = ", ".join(arguments) or "none"
+        raise ValueError(f"{kind} streams need {', '.join(needed)}, got {given}")

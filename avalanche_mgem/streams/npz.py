@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,12 @@ Array = NDArray[np.generic]
 def read_npz(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x_train, y_train, x_test, y_test of the .npz file at `path`; other keys are ignored.
 
-    The file holds x as uint8, scaled by 1/255 here, or as finite floats, kept; of shape [N, F],
-    [N, H, W] or [N, H, W, C]. It holds y as integers of shape [N] or [N, 1].
+    The file holds x as uint8 or as finite floats, of shape [N, F], [N, H, W] or [N, H, W, C]. It
+    holds y as integers of shape [N] or [N, 1].
 
-    Returns x as float32 [N, F] or [N, C, H, W] and y as int64 [N]: 0..C-1, in the sorted order of
-    the labels in the file. Raises ValueError, naming the file and the key, where they do not fit.
+    Returns x as uint8, as it is, or float32, [N, F] or [N, C, H, W], and y as int64 [N]: 0..C-1, in
+    the sorted order of the labels in the file. Raises ValueError, naming the file and the key,
+    where they do not fit.
     """
     arrays = _load(path)
     try:
@@ -38,14 +40,19 @@ def read_npz(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x_train, y_train, x_test, y_test
 
 
-def _load(path: Path) -> dict[str, Array]:
+def read_classes(path: Path) -> list[int]:
+    """Return the labels of the .npz file's y_train as the file has them, sorted, each once."""
+    return sorted(set(_labels("y_train", _load(path, ("y_train",))["y_train"])))
+
+
+def _load(path: Path, keys: Sequence[str] = KEYS) -> dict[str, Array]:
     if not path.is_file():
         raise ValueError(f"source must be an .npz file that exists, found none at {path}")
     try:
-        arrays, names = _read(path)
+        arrays, names = _read(path, keys)
     except _BROKEN as error:
         raise ValueError(f"source must be a readable .npz file, {path} is not: {error}") from error
-    missing = [key for key in KEYS if key not in arrays]
+    missing = [key for key in keys if key not in arrays]
     if missing:
         shown = ", ".join([*names[:10], "..."] if len(names) > 10 else names)
         raise ValueError(
@@ -55,13 +62,13 @@ def _load(path: Path) -> dict[str, Array]:
     return arrays
 
 
-def _read(path: Path) -> tuple[dict[str, Array], list[str]]:
+def _read(path: Path, keys: Sequence[str]) -> tuple[dict[str, Array], list[str]]:
     # Opened here, because np.load leaves the file open where the archive turns out broken.
     with path.open("rb") as file:
         stored = np.load(file, allow_pickle=False)
         if not isinstance(stored, NpzFile):
             raise ValueError("it is a single array (.npy)")
-        arrays = {key: np.asarray(stored[key]) for key in KEYS if key in stored.files}
+        arrays = {key: np.asarray(stored[key]) for key in keys if key in stored.files}
         return arrays, sorted(stored.files)
 
 
@@ -70,10 +77,10 @@ def _samples(key: str, array: Array) -> Tensor:
         raise ValueError(f"{key} must be uint8 or float, got dtype {array.dtype}")
     if array.ndim not in (2, 3, 4) or array.size == 0:
         raise ValueError(f"{key} must have shape {_LAYOUTS} and not be empty, got {array.shape}")
+    if array.dtype == np.uint8:
+        return _channels_first(torch.from_numpy(np.ascontiguousarray(array)))
     with np.errstate(over="ignore"):
         values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    if array.dtype == np.uint8:
-        values = values / 255
     if not bool(torch.isfinite(values).all()):
         raise ValueError(f"{key} must be finite as float32, but holds NaN or infinite values")
     return _channels_first(values)

@@ -26,17 +26,19 @@ _TIMELINE = (
     "classes_seen_so_far",
     "future_classes",
 )
+_WHITE = np.float32(255)
 
 
 class Pool:
-    """Samples that experiences share: x float32 [M, F] or [M, C, H, W], y int64 [M].
+    """Samples that experiences share: x float32 or uint8 [M, F] or [M, C, H, W], y int64 [M].
 
-    values: float32 [M, P], a sample's P values in a row. labels: int64 [M]. shape: of one sample.
+    values: [M, P], a sample's P values in a row, of x's dtype. labels: int64 [M]. shape: of one
+    sample.
     """
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
         # One array object for all who share it, so that a pickled stream has the samples once.
-        self.values: NDArray[np.float32] = x.flatten(1).contiguous().numpy()
+        self.values: NDArray[np.float32] | NDArray[np.uint8] = x.flatten(1).contiguous().numpy()
         self.labels: Indices = y.numpy()
         self.shape = tuple(x.shape[1:])
 
@@ -47,6 +49,7 @@ class Pool:
 class Samples(Dataset[list[object]]):
     """The samples of one experience: N rows of a pool. Item i is [x, y], a float32 tensor and int.
 
+    A pool of uint8 is scaled to [0, 1] as it is read: 50,000 CIFAR images are 154 MB, not 614.
     rows: int [N], in any order. order: int [P] or None, for each of a sample's P values the
     position it is taken from. labels: int [N], in place of the pool's.
     """
@@ -73,6 +76,8 @@ class Samples(Dataset[list[object]]):
         values = self._pool.values[self._rows[index]]
         if self._order is not None:
             values = values.take(self._order)
+        if values.dtype == np.uint8:
+            values = np.divide(values, _WHITE, dtype=np.float32)
         return [torch.from_numpy(values.reshape(self._pool.shape)), self.labels[index]]
 
 

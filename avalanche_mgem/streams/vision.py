@@ -26,6 +26,7 @@ from avalanche_mgem.streams.drawing import (
     draw_rows,
     generator,
 )
+from avalanche_mgem.streams.images import unit_range
 from avalanche_mgem.streams.scenario import Pool, Samples, make_scenario
 
 
@@ -35,6 +36,7 @@ def permuted_stream(
     n_experiences: int,
     train_per_experience: int | None = None,
     test_per_experience: int | None = None,
+    image_size: int | None = None,
     seed: int = 0,
     task_labels: bool = False,
 ) -> CLScenario:
@@ -46,11 +48,13 @@ def permuted_stream(
     test_per_experience test samples are the same ones in all. None takes all there are. A stream of
     fewer experiences is a prefix of one of more.
 
+    image_size: images are resized to it beforehand, see `ArrayData.resized`; None: as they are.
     task_labels: experience i has the task label i, instead of 0. Samples are permuted as they are
     read, so all experiences share the memory of one data set. Raises ValueError for sizes that are
     not positive integers, or more than there are, and for a seed that is not an integer >= 0.
     """
     check_sizes(n_experiences, train_per_experience, test_per_experience, seed)
+    data = data.resized(image_size)
     train, test = Pool(data.x_train, data.y_train), Pool(data.x_test, data.y_test)
     test_rows = draw_rows(len(test), Draw.TEST, test_per_experience, seed, 0)
     train_parts, test_parts = [], []
@@ -69,6 +73,7 @@ def rotated_stream(
     train_per_experience: int | None = None,
     test_per_experience: int | None = None,
     max_angle: float = 180.0,
+    image_size: int | None = None,
     seed: int = 0,
     task_labels: bool = False,
 ) -> CLScenario:
@@ -76,14 +81,16 @@ def rotated_stream(
 
     As GEM's MNIST Rotations (arXiv 1706.08840, section 5.1): the angle of experience i is uniform
     in the i-th of n_experiences equal parts of [0, max_angle] degrees, counter-clockwise, bilinear,
-    with zeros where the image has nothing. Samples are drawn as in `permuted_stream`. The rotated
-    images are stored at 4 bytes a value: 0.6 GB for 20 rotations of MNIST's 10,000 test images.
+    with zeros where the image has nothing. Samples are drawn as in `permuted_stream`, and
+    image_size resizes before the rotation. The rotated images are stored at 4 bytes a value: 0.6 GB
+    for 20 rotations of MNIST's 10,000 test images.
 
     Raises ValueError as `permuted_stream` does, for samples that are not images, and for a
     max_angle that is not finite and positive.
     """
     check_sizes(n_experiences, train_per_experience, test_per_experience, seed)
     _check_rotation(data, max_angle)
+    data = data.resized(image_size)
     test_rows = draw_rows(len(data.y_test), Draw.TEST, test_per_experience, seed, 0)
     train_parts, test_parts = [], []
     for experience in range(n_experiences):
@@ -101,14 +108,16 @@ def split_stream(
     n_experiences: int,
     train_per_experience: int | None = None,
     test_per_experience: int | None = None,
-    class_order: Sequence[int] | None = None,
+    class_order: Sequence[int] | str | None = None,
+    image_size: int | None = None,
     seed: int = 0,
     task_labels: bool = False,
 ) -> CLScenario:
     """Class-incremental: the classes are dealt out to the experiences in contiguous groups.
 
     The groups' sizes differ by at most 1, the larger ones first. class_order: a permutation of
-    0..n_classes-1; None is a random one. train_per_experience and test_per_experience draw samples
+    0..n_classes-1, also as text "2,0,1"; None is a random one. image_size: as in `permuted_stream`.
+    train_per_experience and test_per_experience draw samples
     of each experience without replacement, as evenly from its classes as can be; None takes all.
 
     task_labels: experience i has the task label i, and its classes are numbered from 0 by their
@@ -124,6 +133,7 @@ def split_stream(
             f"n_experiences={n_experiences} is more than the {data.n_classes} classes of "
             f"{data.name!r}: each experience needs at least one"
         )
+    data = data.resized(image_size)
     groups = np.array_split(_class_order(data.n_classes, class_order, seed), n_experiences)
     train, test = Pool(data.x_train, data.y_train), Pool(data.x_test, data.y_test)
     return make_scenario(
@@ -144,20 +154,29 @@ def _check_rotation(data: ArrayData, max_angle: float) -> None:
 
 def _rotated(x: Tensor, y: Tensor, rows: Indices, angle: float) -> Samples:
     chosen = torch.from_numpy(rows)
-    images = rotate(x[chosen], angle, interpolation=InterpolationMode.BILINEAR)
+    images = rotate(unit_range(x[chosen]), angle, interpolation=InterpolationMode.BILINEAR)
     return Samples(Pool(images, y[chosen]), np.arange(len(rows)))
 
 
-def _class_order(n_classes: int, class_order: Sequence[int] | None, seed: int) -> Indices:
+def _class_order(n_classes: int, class_order: Sequence[int] | str | None, seed: int) -> Indices:
     if class_order is None:
         return generator(seed, Draw.CLASSES).permutation(n_classes)
-    order = list(class_order)
+    order = _numbers(class_order) if isinstance(class_order, str) else list(class_order)
     integers = all(isinstance(each, Integral) and not isinstance(each, bool) for each in order)
     if not integers or sorted(order) != list(range(n_classes)):
         raise ValueError(
             f"class_order must have each of the classes 0..{n_classes - 1} once, got {order}"
         )
     return np.asarray(order, dtype=np.int64)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(each) for each in text.split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"class_order as text must be whole numbers with commas between, got {text!r}"
+        ) from error
 
 
 def _split(

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from avalanche.training.supervised import Naive
+from avalanche.training.supervised import JointTraining, Naive
 from cases import growing_model, permuted, specification
 
 from avalanche_mgem.experiment import METHODS, Method, NamedStream, Training
@@ -20,6 +20,11 @@ BAD_SETTINGS = [
     ("ewc.ewc_lambda", "abc"),
     ("ewc.ewc_lambda", float("inf")),
     ("ewc.mode", "abc"),
+    ("si.si_lambda", -1),
+    ("si.eps", 0.0),
+    ("lwf.alpha", [1.0, 2.0]),
+    ("lwf.temperature", 0),
+    ("gdumb.mem_size", 0),
     ("agem.sample_size", 2),
     ("agem.patterns_per_exp", -3),
     ("mgem-d.memory_groups", 17),
@@ -85,6 +90,7 @@ def uneven(seed):
         ({"model": lambda shape, classes: None}, "naive: model must return a torch.nn.Module"),
         ({"method": Method("mine", lambda **_: 1 / 0)}, "division"),
         ({"method": Method("mine", lambda model: None)}, "mine: .*unexpected keyword"),
+        ({"method": Method("mine", JointTraining)}, "^mine: .* whole_stream=True"),
     ],
 )
 def test_what_a_user_brings_along_is_tried(changes, message):

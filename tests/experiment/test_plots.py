@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import same_color
 
-from avalanche_mgem.experiment import plots
+from avalanche_mgem.experiment.canvas import png
 from avalanche_mgem.experiment.plots import (
     accuracy_figure,
     plot_accuracy,
@@ -156,7 +156,16 @@ def test_what_was_not_measured_is_not_drawn_and_said():
     assert all_texts(figure) == "gem"
     curves = accuracy_figure([make("gem"), lost])
     pixels(curves)
-    assert np.isnan(lines(curves)["ewc"].get_ydata()).all()
+    assert np.isnan(lines(curves)["ewc (not measured)"].get_ydata()).all()
+
+
+def test_what_is_measured_at_the_end_only_shows_and_is_said():
+    accuracy = np.full((20, 20), np.nan)
+    accuracy[-1] = 0.8
+    curves = accuracy_figure([make("gem", size=20), make("joint", accuracy=accuracy, size=20)])
+    line = lines(curves)["joint (only at the end)"]
+    assert line.get_ydata()[-1] == pytest.approx(0.8)
+    assert line.get_markevery() == 1
 
 
 def test_above_the_diagonal_does_not_matter():
@@ -171,6 +180,17 @@ def test_names_are_no_formulas(draw):
     figure = draw([make(r"$\nonsense$", stream="a$b$")])
     pixels(figure)
     assert "a" in figure.axes[0].get_title()
+
+
+@pytest.mark.parametrize("draw", FIGURES)
+def test_long_names_leave_room_for_the_axes(draw):
+    name = "mgem-d [memory_groups=8, parameter_groups=16, patterns_per_experience=128, epsilon=0.5]"
+    figure = draw([make(name, stream="s" * 150), make("gem", stream="s" * 150)])
+    pixels(figure)
+    axes = figure.axes[0].get_window_extent()
+    assert axes.width > figure.bbox.width / 2
+    assert not figure.legends[0].get_window_extent().overlaps(axes)
+    assert figure.axes[0].title.get_window_extent().x1 <= figure.bbox.x1
 
 
 @pytest.mark.parametrize("draw", FIGURES)
@@ -220,5 +240,5 @@ def test_a_failed_plot_leaves_the_old_file(plot, tmp_path, monkeypatch):
 
 def test_png_has_150_dots_an_inch():
     figure = accuracy_figure([make()])
-    width = int.from_bytes(plots._png(figure)[16:20], "big")
+    width = int.from_bytes(png(figure)[16:20], "big")
     assert width == 150 * figure.get_figwidth()

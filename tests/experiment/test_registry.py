@@ -1,10 +1,20 @@
 """Methods by name and their settings."""
 
+import io
+
 import pytest
 from avalanche.training.supervised import Naive
+from rich.console import Console
 
 from avalanche_mgem.experiment import METHODS, Memory, Method
-from avalanche_mgem.experiment.registry import parse_settings, select_methods
+from avalanche_mgem.experiment.registry import (
+    DEFAULT_METHODS,
+    methods_table,
+    parse_settings,
+    select_methods,
+)
+
+MEMORIES = ("replay", "gdumb", "gem", "mgem-d")
 
 
 def with_options(*, model, alpha=1.0, **options):
@@ -16,8 +26,11 @@ def without_options(*, model, optimizer, criterion, alpha=1.0):
 
 
 def test_the_methods_of_the_first_comparison_are_known():
-    ours = {"mgem-p", "mgem-d", "mgem-pd", "mgem-p-approx", "mgem-d-approx"}
-    assert {"naive", "replay", "ewc", "agem", "gem"} | ours <= set(METHODS)
+    ours = ["mgem-p", "mgem-d", "mgem-pd", "mgem-p-approx", "mgem-d-approx"]
+    theirs = ["naive", "replay", "ewc", "si", "lwf", "agem", "gem", "gdumb", "cumulative", "joint"]
+    assert list(METHODS)[: len(theirs) + len(ours)] == theirs + ours
+    assert ("naive", "replay", "ewc", "agem", "gem", *ours) == DEFAULT_METHODS
+    assert [name for name, method in METHODS.items() if method.whole_stream] == ["joint"]
     assert all(name == method.name for name, method in METHODS.items())
     assert all(method.description for method in METHODS.values())
 
@@ -32,8 +45,8 @@ def test_every_setting_is_one_that_the_strategy_takes(name):
 
 
 def test_memories_are_as_large_for_every_method():
-    sizes = {name: METHODS[name].resolved_settings(5, 3) for name in ("replay", "gem", "mgem-d")}
-    assert sizes["replay"] == {"mem_size": 15}
+    sizes = {name: METHODS[name].resolved_settings(5, 3) for name in MEMORIES}
+    assert sizes["replay"] == sizes["gdumb"] == {"mem_size": 15}
     assert sizes["gem"]["patterns_per_exp"] == sizes["mgem-d"]["patterns_per_experience"] == 5
     assert Memory.TOTAL.resolve(5, 3) == 15
 
@@ -44,6 +57,7 @@ def test_a_variant_leaves_the_method_alone():
     assert (variant.name, variant.settings["memory_strength"]) == ("gem-0", 0.0)
     assert METHODS["gem"].settings == before
     assert METHODS["gem"].variant(memory_strength=1.0).name == "gem"
+    assert METHODS["joint"].variant("upper").whole_stream
 
 
 def test_unknown_settings_are_refused_with_the_nearest():
@@ -53,6 +67,10 @@ def test_unknown_settings_are_refused_with_the_nearest():
         METHODS["naive"].variant(alpha=1)
     with pytest.raises(ValueError, match=r"gem\.train_epochs: the comparison decides"):
         METHODS["gem"].variant(train_epochs=3)
+    with pytest.raises(ValueError, match=r"gem\.name: no such setting"):
+        METHODS["gem"].variant(name="another")
+    with pytest.raises(ValueError, match=r"gem\.self: the comparison decides"):
+        METHODS["gem"].variant(**{"self": 3})
     with pytest.raises(ValueError, match=r"mine\.beta: no such setting; .*alpha"):
         Method("mine", without_options).variant(beta=1)
     assert Method("mine", with_options).variant(beta=1).settings == {"beta": 1}
@@ -118,3 +136,30 @@ def test_settings_of_a_method_are_gathered():
 def test_other_forms_are_refused(text):
     with pytest.raises(ValueError, match=r"set: .*METHOD\.SETTING=VALUE"):
         parse_settings([text])
+
+
+def shown(width, *arguments):
+    console = Console(width=width, file=io.StringIO())
+    console.print(methods_table(*arguments))
+    return console.file.getvalue()
+
+
+def test_the_table_shows_every_method_its_description_and_settings():
+    text = shown(100)
+    assert max(map(len, text.splitlines())) <= 100
+    rows = {line.split()[0]: line for line in text.splitlines() if line.strip()}
+    assert set(METHODS) <= set(rows)
+    for name in ("naive", "ewc", "gem", "mgem-d-approx"):
+        assert METHODS[name].description in rows[name]
+    assert rows["replay"].rstrip().endswith("mem_size=memory x experiences")
+    assert rows["gem"].rstrip().endswith("patterns_per_exp=memory")
+    assert rows["naive"].rstrip().endswith("-")
+    assert "memory_strength=0.5" in text
+    assert "Without names" in text
+
+
+def test_the_table_shows_other_methods_as_they_are_named():
+    text = shown(80, [METHODS["gem"].variant("[red]gem", memory_strength=0.25)])
+    assert "[red]gem" in text
+    assert "memory_strength=0.25" in text
+    assert "naive  " not in text

@@ -49,6 +49,12 @@ def _write_idx(path: Path, array: np.ndarray) -> None:
     path.write_bytes(header + sizes + array.astype(np.uint8).tobytes())
 
 
+@pytest.fixture(scope="session")
+def write_idx():
+    """Write an array as MNIST's files are written."""
+    return _write_idx
+
+
 @pytest.fixture
 def mnist_root(tmp_path):
     """A data root with an MNIST of 20 training and 10 test images."""

@@ -43,7 +43,10 @@ def test_array_data_tells_classes_and_shape():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x_train": torch.rand(6, 4).double()}, r"x_train must be float32, got torch\.float64"),
+        (
+            {"x_train": torch.rand(6, 4).double()},
+            r"x_train must be float32 or uint8, got torch\.float64",
+        ),
         ({"x_test": torch.rand(3, 4, 5)}, r"x_test must have shape .* got \(3, 4, 5\)"),
         ({"x_train": torch.rand(6, 0)}, r"x_train must have shape .* got \(6, 0\)"),
         ({"y_train": torch.zeros(6)}, r"y_train must be int64 \[N\], got torch\.float32"),

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from avalanche_mgem.streams import STREAM_KINDS, permuted_stream, split_stream
+from avalanche_mgem.streams import permuted_stream, rotated_stream, split_stream
 
-KINDS = pytest.mark.parametrize("build", list(STREAM_KINDS.values()))
+KINDS = pytest.mark.parametrize("build", [permuted_stream, rotated_stream, split_stream])
 TASK_LABELS = pytest.mark.parametrize("task_labels", [False, True])
 
 

@@ -11,7 +11,7 @@ from avalanche.training import supervised
 from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
-from avalanche_mgem.streams import STREAM_KINDS
+from avalanche_mgem.streams import permuted_stream, rotated_stream, split_stream
 
 pytestmark = [
     # Avalanche's synaptic intelligence passes tensors to NumPy's functions.
@@ -19,6 +19,9 @@ pytestmark = [
     # Its EWC indexes a grown parameter with a list of slices.
     pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning"),
 ]
+
+# Streams of domains are in test_domains.py.
+KINDS = {"permuted": permuted_stream, "rotated": rotated_stream, "split": split_stream}
 
 BASELINES = {
     "Naive": {},
@@ -57,11 +60,11 @@ def _growing_head():
 
 
 @pytest.mark.parametrize("baseline", list(BASELINES))
-@pytest.mark.parametrize("kind", list(STREAM_KINDS))
+@pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("model", [_fixed_head, _growing_head, _MultiHead])
 def test_avalanches_strategies_train_and_evaluate(digits, kind, baseline, model):
     sizes = {"n_experiences": 3, "train_per_experience": 40, "test_per_experience": 30}
-    stream = STREAM_KINDS[kind](digits, task_labels=model is _MultiHead, **sizes)
+    stream = KINDS[kind](digits, task_labels=model is _MultiHead, **sizes)
     torch.manual_seed(0)
     network = model()
     strategy = getattr(supervised, baseline)(

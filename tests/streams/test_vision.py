@@ -10,14 +10,13 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import rotate
 
 from avalanche_mgem.streams import (
-    STREAM_KINDS,
     ArrayData,
     permuted_stream,
     rotated_stream,
     split_stream,
 )
 
-BUILDERS = list(STREAM_KINDS.values())
+BUILDERS = [permuted_stream, rotated_stream, split_stream]
 
 
 def _tensors(experience):
@@ -177,6 +176,45 @@ def test_classes_follow_the_order_given(distinct, task_labels):
         originals = (((x[:, 0, 0, 0] - 1) // 24) % 5).long().tolist()
         assert labels == [group.index(each) if task_labels else each for each in originals]
         assert set(originals) == set(group)
+
+
+@given(order=st.permutations(range(5)), blank=st.sampled_from(["", " "]))
+def test_a_class_order_may_be_text(distinct, order, blank):
+    text = f",{blank}".join(map(str, order))
+    streams = [split_stream(distinct, n_experiences=3, class_order=each) for each in (order, text)]
+    assert _same_streams(*streams)
+
+
+@pytest.mark.parametrize("text", ["", "0,1,two,3,4", "0 1 2 3 4", "0,1,,3,4"])
+def test_a_class_order_that_is_no_list_of_numbers_is_refused(distinct, text):
+    with pytest.raises(ValueError, match=rf"class_order as text must be .* got '{text}'"):
+        split_stream(distinct, n_experiences=2, class_order=text)
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_uint8_streams_are_those_of_its_values(build):
+    pixels = torch.arange(256).repeat(12).reshape(48, 1, 8, 8).to(torch.uint8)
+    y = torch.arange(48) % 4
+    streams = [
+        build(ArrayData("pixels", x[:32], y[:32], x[32:], y[32:]), n_experiences=2)
+        for x in (pixels, pixels.float() / 255)
+    ]
+    assert _same_streams(*streams)
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_image_size_is_that_of_the_samples_and_the_draws_stay(digits, build):
+    sizes = {"n_experiences": 2, "train_per_experience": 20, "test_per_experience": 10}
+    for name in ("train", "test"):
+        pairs = zip(
+            build(digits, **sizes).streams[name],
+            build(digits, image_size=11, **sizes).streams[name],
+            strict=True,
+        )
+        for plain, resized in pairs:
+            x, *labels = _tensors(resized)
+            assert x.shape[1:] == (1, 11, 11)
+            assert labels == list(_tensors(plain)[1:])
 
 
 @given(count=st.integers(1, 100), seed=st.integers(0, 9))

@@ -1,0 +1,81 @@
+"""Every method on every kind of stream, with every kind of head: it trains, and ACC is there."""
+
+from functools import lru_cache
+
+import numpy as np
+import pytest
+from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
+from torch import nn
+
+from avalanche_mgem.experiment import METHODS, MLPFactory, Training
+from avalanche_mgem.experiment.checks import check_runs
+from avalanche_mgem.experiment.configuration import RunSpecification
+from avalanche_mgem.experiment.run import run
+from avalanche_mgem.streams import load_data, permuted_stream, rotated_stream, split_stream
+
+pytestmark = [
+    # Avalanche's synaptic intelligence passes tensors to NumPy's functions.
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
+    # Its EWC indexes a grown parameter with a list of slices.
+    pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning"),
+]
+
+KINDS = {"permuted": permuted_stream, "rotated": rotated_stream, "split": split_stream}
+T = 3
+TRAINING = Training(memory=16, batch_size=10)
+
+
+def growing(sample_shape, n_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), IncrementalClassifier(16, 2))
+
+
+class MultiHead(MultiTaskModule):
+    """A layer that the tasks share, and a head for each."""
+
+    def __init__(self, *_):
+        super().__init__()
+        self.features = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU())
+        self.heads = MultiHeadClassifier(16)
+
+    def forward(self, x, task_labels):
+        return self.heads(self.features(x), task_labels)
+
+
+MODELS = {"fixed": MLPFactory((16,)), "growing": growing, "multi-head": MultiHead}
+
+
+@lru_cache
+def stream(kind, task_labels):
+    scenario = KINDS[kind](
+        load_data("digits"),
+        n_experiences=T,
+        train_per_experience=40,
+        test_per_experience=30,
+        task_labels=task_labels,
+    )
+    return lambda seed: scenario
+
+
+# A head a task without labels is one head, and fixed heads with labels are renumbered classes.
+CASES = [
+    (name, kind, head, labels)
+    for name in METHODS
+    for kind in KINDS
+    for head, labels in (("fixed", False), ("growing", False), ("multi-head", True))
+]
+CASES += [(name, "split", "fixed", True) for name in METHODS]
+CASES += [(name, "split", "multi-head", False) for name in METHODS]
+
+
+@pytest.mark.parametrize(("name", "kind", "head", "labels"), CASES)
+def test_every_method_runs_on_every_stream(name, kind, head, labels):
+    specification = RunSpecification(METHODS[name], stream(kind, labels), 0, MODELS[head], TRAINING)
+    check_runs([specification])
+    result = run(specification)
+    assert result.accuracy.shape == (T, T)
+    assert np.isfinite(result.scores["acc"])
+    measured = np.tri(T, dtype=bool) if head != "fixed" else np.ones((T, T), dtype=bool)
+    if METHODS[name].whole_stream:
+        measured = np.repeat([[False], [True]], [T - 1, 1], axis=0) & np.ones((1, T), dtype=bool)
+    np.testing.assert_array_equal(np.isfinite(result.accuracy), measured)
+    np.testing.assert_array_equal(np.isfinite(result.baseline), np.full(T, head == "fixed"))
