@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 
 import avalanche_mgem
 from avalanche_mgem.cli import app
+from avalanche_mgem.experiment import METHODS
 
 COMMAND = Path(sys.executable).with_name("avalanche-mgem")
+PARTS = ("train", "test")
 SIZES = {"experiences": 2, "train-per-experience": 20, "test-per-experience": 20, "jobs": 1}
 TINY = [f"--{name}={value}" for name, value in SIZES.items()]
 
@@ -55,9 +57,89 @@ def test_a_file_of_the_users_own(command, tmp_path):
     assert "split:mine.npz" in result.stdout
 
 
+def test_the_methods_are_listed_with_those_of_a_file(command, tmp_path):
+    (tmp_path / "methods.toml").write_text('[gem-weak]\nbase = "gem"\nmemory_strength = 0.1\n')
+    result = command("compare", "--list", "--methods-file", "methods.toml")
+    assert result.exit_code == 0, result.output
+    assert all(name in result.stdout for name in (*METHODS, "gem-weak"))
+    assert not (tmp_path / "mgem-compare").exists()
+
+
+def test_a_files_methods_join_the_comparison(command, tmp_path):
+    (tmp_path / "methods.toml").write_text('[gem-weak]\nbase = "gem"\nmemory_strength = 0.1\n')
+    options = ["--methods", "naive,gem-weak", "--methods-file", "methods.toml", "--seeds", 1]
+    result = command("compare", *options, *TINY)
+    assert result.exit_code == 0, result.output
+    assert "gem-weak, seed 0: ACC" in result.stdout
+
+
+@pytest.mark.parametrize("heads", ["single", "growing", "multi"])
+def test_class_and_task_incremental_streams(command, heads):
+    options = ["--stream", "split-digits", "--heads", heads, "--methods", "naive,lwf,mgem-d"]
+    options += ["--optimizer", "sgd", "--momentum", 0.5, "--hidden", "20", "--seeds", 1]
+    result = command("compare", *options, "--memory", 10, *TINY)
+    assert result.exit_code == 0, result.output
+    assert "mgem-d, seed 0: ACC" in result.stdout
+
+
+def test_domains_and_a_model_of_the_users_own(command, tmp_path):
+    for name in ("day", "night"):
+        images = {f"x_{part}": np.random.default_rng(0).random((30, 4, 4)) for part in PARTS}
+        labels = {f"y_{part}": np.arange(30) % 3 for part in PARTS}
+        np.savez(tmp_path / f"{name}.npz", **images, **labels)
+    (tmp_path / "own_networks.py").write_text(
+        "from torch import nn\n"
+        "def linear(shape, classes):\n"
+        "    size = shape[0] * shape[1] * shape[2]\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(size, classes))\n"
+    )
+    options = ["--stream", "domains:day.npz,night.npz", "--image-size", 4, "--seeds", 1]
+    options += ["--model", "own_networks:linear", "--methods", "naive,mgem-p", "--jobs", 1]
+    result = command("compare", *options)
+    assert result.exit_code == 0, result.output
+    assert "mgem-p, seed 0: ACC" in result.stdout
+
+
+def test_a_report_of_two_comparisons(command, tmp_path):
+    for name in ("naive", "gem"):
+        command("compare", "--methods", name, "--seeds", 1, "--out", name, *TINY)
+    result = command("report", "naive", "gem", "--out", "both")
+    assert result.exit_code == 0, result.output
+    written = {path.name for path in (tmp_path / "both").iterdir()}
+    assert {"table.md", "table.tex", "results.csv", "heatmaps.png", "forgetting.png"} <= written
+    assert "naive" in result.stdout
+    assert "gem" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["nowhere"], "nowhere"),
+        (["done", "--methods", "gme"], "gme"),
+        (["done", "--streams", "permuted"], "permuted"),
+        (["done", "--out", "done"], "out"),
+    ],
+)
+def test_what_a_report_cannot_do_is_said(command, tmp_path, options, message):
+    command("compare", "--methods", "gem", "--seeds", 1, "--out", "done", *TINY)
+    result = command("report", *options)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--optimizer", "sdg"], "optimizer: unknown 'sdg'; did you mean 'sgd'"),
+        (["--momentum", 1.0], "momentum must be below 1"),
+        (["--weight-decay", -1], "weight_decay must be"),
+        (["--model", "resnet"], "model='resnet' is unknown; did you mean 'slim-resnet18'"),
+        (["--model", "no_such_module:factory"], "no_such_module"),
+        (["--hidden", "a,b"], "hidden must be widths such as 100,100"),
+        (["--heads", "many"], "heads: unknown 'many'"),
+        (["--stream", "split-digits", "--task-labels"], "task_labels: with heads='single'"),
+        (["--methods-file", "nowhere.toml"], "nowhere.toml"),
         (["--jobs", 0], "jobs must be a whole number >= 1, got 0"),
         (["--seeds", 0], "seeds must be a whole number >= 1, got 0"),
         (["--experiences", 0], "experiences must be a whole number >= 1, got 0"),

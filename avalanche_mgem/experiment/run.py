@@ -143,7 +143,7 @@ def _run(specification: RunSpecification, loggers: list[Any], progress: Progress
     scenario = specification.stream(specification.seed)
     whole = specification.method.whole_stream
     accuracy = WholeStreamAccuracy() if whole else AccuracyMatrix()
-    restriction = RestrictionMetric()
+    restriction = RestrictionMetric(modules=True, histograms=True)
     evaluator = EvaluationPlugin(accuracy, restriction, loggers=loggers)
     strategy = build_strategy(specification, scenario, evaluator)
     seconds = _train(strategy, scenario, progress, whole)
