@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     import torch
 
 
+_MOST_NAMES = 25
+
+
 def positive_int(name: str, value: object, *, minimum: int = 1) -> int:
     """Return `value` as an int, or raise ValueError: it must be a whole number >= minimum."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
@@ -50,8 +53,9 @@ def one_of(name: str, value: object, choices: Collection[str]) -> str:
 
 
 def suggestion(value: str, choices: Iterable[str]) -> str:
-    """Say which of `choices` come nearest to `value`, and what all of them are."""
+    """Say which of `choices` come nearest to `value`, and what they are; of many, the first."""
     names = list(choices)
     near = get_close_matches(value, names, n=3)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return f"{hint}known: {', '.join(names)}"
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"{hint}known: {', '.join(names[:_MOST_NAMES])}{more}"

@@ -1,5 +1,6 @@
 """Every method on every kind of stream, with every kind of head: it trains, and ACC is there."""
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -11,7 +12,14 @@ from avalanche_mgem.experiment import METHODS, MLPFactory, Training
 from avalanche_mgem.experiment.checks import check_runs
 from avalanche_mgem.experiment.configuration import RunSpecification
 from avalanche_mgem.experiment.run import run
-from avalanche_mgem.streams import load_data, permuted_stream, rotated_stream, split_stream
+from avalanche_mgem.streams import (
+    ArrayData,
+    domains_stream,
+    load_data,
+    permuted_stream,
+    rotated_stream,
+    split_stream,
+)
 
 pytestmark = [
     # Avalanche's synaptic intelligence passes tensors to NumPy's functions.
@@ -20,21 +28,38 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning"),
 ]
 
-KINDS = {"permuted": permuted_stream, "rotated": rotated_stream, "split": split_stream}
+
+def domains(data, **arguments):
+    """Three domains that are shades of one data set."""
+    shades = [
+        ArrayData(f"shade{i}", data.x_train * w, data.y_train, data.x_test * w, data.y_test)
+        for i, w in enumerate((1.0, 0.5, 0.2))
+    ]
+    return domains_stream(shades, image_size=8, **arguments)
+
+
+KINDS = {
+    "permuted": permuted_stream,
+    "rotated": rotated_stream,
+    "split": split_stream,
+    "domains": domains,
+}
 T = 3
 TRAINING = Training(memory=16, batch_size=10)
 
 
 def growing(sample_shape, n_classes):
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), IncrementalClassifier(16, 2))
+    size = math.prod(sample_shape)
+    return nn.Sequential(nn.Flatten(), nn.Linear(size, 16), nn.ReLU(), IncrementalClassifier(16, 2))
 
 
 class MultiHead(MultiTaskModule):
     """A layer that the tasks share, and a head for each."""
 
-    def __init__(self, *_):
+    def __init__(self, sample_shape, n_classes):
         super().__init__()
-        self.features = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU())
+        size = math.prod(sample_shape)
+        self.features = nn.Sequential(nn.Flatten(), nn.Linear(size, 16), nn.ReLU())
         self.heads = MultiHeadClassifier(16)
 
     def forward(self, x, task_labels):
