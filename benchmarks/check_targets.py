@@ -30,7 +30,8 @@ def means(rows: list[dict[str, str]]) -> dict[tuple[str, str, str], float]:
     values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for row in rows:
         for score in ("acc", "bwt", "la"):
-            values[row["stream"], row["method"], score].append(float(row[score]))
+            if row[score]:  # joint training has no BWT
+                values[row["stream"], row["method"], score].append(float(row[score]))
     return {key: statistics.fmean(numbers) for key, numbers in values.items()}
 
 
