@@ -40,7 +40,7 @@ def compare(
         ),
     ] = "permuted-digits",
     methods: Annotated[
-        str | None, typer.Option(help="Names, with commas between; default: a dozen of --list.")
+        str | None, typer.Option(help="Names, with commas between; default: ten of --list.")
     ] = None,
     methods_file: Annotated[
         Path | None, typer.Option(help="TOML file of further methods: variants of the known ones.")

@@ -1,7 +1,9 @@
 """Runs in other processes: the same numbers, and nobody left behind."""
 
+import csv
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -147,3 +149,39 @@ def test_a_command_that_is_stopped_leaves_no_process_and_continues(stop, moment,
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert len(list(out.glob("runs/*.json"))) == 10
+
+
+def scores_of(out):
+    """The table without what no two runs share: the time they took."""
+    with (out / "results.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in r.items() if "seconds" not in k.lower()} for r in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_killed_at_random_moments_it_ends_with_the_same_table(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = "--methods naive,gem,mgem-d --seeds 3 --jobs 2 --test-per-experience 50"
+    command = [COMMAND, "compare", *options.split(), "--experiences", "6", "--out"]
+    assert subprocess.run([*command, whole], capture_output=True, check=False).returncode == 0
+    moments, finished, kills = random.Random(0), {}, 0
+    while True:
+        process = subprocess.Popen(
+            [*command, killed],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            process.wait(timeout=moments.uniform(9.0, 14.0) if kills < 6 else 300.0)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+        assert {path: path.read_bytes() for path in finished} == finished
+        finished = {path: path.read_bytes() for path in killed.glob("runs/*.json")}
+        if process.returncode == 0:
+            break
+    assert kills >= 1
+    assert scores_of(killed) == scores_of(whole)
