@@ -6,6 +6,13 @@ import os
 import uuid
 from pathlib import Path
 
+_SUFFIX = ".tmp"
+
+
+def is_unfinished(path: Path, name: str) -> bool:
+    """Whether `path` is what `write_atomically` leaves of a file `name` when it is killed."""
+    return path.name.startswith(f".{name}.") and path.name.endswith(_SUFFIX)
+
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Replace the file at path with data, so that a reader sees the old or the new file, whole.
@@ -15,7 +22,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """
     target = Path(path)
     # Not tempfile: its files are private to the user, and the mode would stay after the rename.
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{_SUFFIX}")
     try:
         with temporary.open("xb") as file:
             file.write(data)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_mgem.arguments import finite, one_of, positive_int
-from avalanche_mgem.experiment.describe import describe, digest
+from avalanche_mgem.experiment.describe import describe
+from avalanche_mgem.experiment.file_names import file_name
 from avalanche_mgem.experiment.models import MLPFactory, ModelFactory
 from avalanche_mgem.experiment.registry import Method
 from avalanche_mgem.streams import make_stream, stream_files
@@ -23,8 +23,6 @@ _PACKAGES = ("avalanche-mgem", "avalanche-lib", "torch", "torchvision", "quadpro
 OPTIMIZERS = ("sgd", "adam", "adamw")
 _CAME_LATER = ("optimizer", "momentum", "weight_decay")  # so that older keys stay what they were
 _PLACES = ("data_root", "download")  # where the data lies decides nothing
-_NOT_IN_FILE_NAMES = re.compile(r'[\x00-\x1f/\\:*?"<>|]')
-_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -149,17 +147,12 @@ class RunSpecification:
         """Name of the run's files: method, seed, and a hash of its description and the versions."""
         identity = json.dumps([self.description(), versions()], sort_keys=True)
         short = hashlib.sha256(identity.encode()).hexdigest()[:10]
-        return f"{_file_name(self.method.name)}-seed{self.seed}-{short}"
+        return f"{file_name(self.method.name)}-seed{self.seed}-{short}"
 
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that decide the numbers, and Python's."""
     return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
-
-
-def _file_name(name: str) -> str:
-    safe = _NOT_IN_FILE_NAMES.sub("_", name)[:_LONGEST_NAME]
-    return safe if safe == name else f"{safe}-{digest(name.encode())[:6]}"
 
 
 def _file_digest(path: Path) -> str:

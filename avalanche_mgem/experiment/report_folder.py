@@ -17,7 +17,7 @@ from avalanche_mgem.experiment.plots import FIGURES
 from avalanche_mgem.experiment.report import markdown_table
 from avalanche_mgem.experiment.result import RunResult
 from avalanche_mgem.experiment.summary import by_method, by_stream, require_runs, stream_length
-from avalanche_mgem.files import write_atomically
+from avalanche_mgem.files import is_unfinished, write_atomically
 
 _MARK = "avalanche-mgem-report.json"
 _FORMAT = 1
@@ -93,7 +93,7 @@ def _earlier_files(out: Path) -> set[Path]:
         raise ValueError(f"out: {out} is a file; name a folder")
     mark = out / _MARK
     if not mark.exists():
-        if out.exists() and any(path for path in out.iterdir() if not _is_mark_in_writing(path)):
+        if out.exists() and any(path for path in out.iterdir() if not is_unfinished(path, _MARK)):
             raise ValueError(
                 f"out: {out} holds something else than a report; name a new or empty folder"
             )
@@ -111,10 +111,6 @@ def _earlier_files(out: Path) -> set[Path]:
     # Whatever the mark says, only a report's own files inside out are ever removed.
     ours = [out / name for name in names if Path(name).name in _names()]
     return {path for path in ours if path.resolve().is_relative_to(out.resolve())}
-
-
-def _is_mark_in_writing(path: Path) -> bool:
-    return path.name.startswith(f".{_MARK}.") and path.name.endswith(".tmp")
 
 
 def _write_mark(out: Path, files: Iterable[Path]) -> None:

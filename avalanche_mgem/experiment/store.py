@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from avalanche_mgem.experiment.result import RunResult
-from avalanche_mgem.files import write_atomically
+from avalanche_mgem.files import is_unfinished, write_atomically
 
 if sys.platform != "win32":
     import fcntl
@@ -116,8 +116,7 @@ class ResultStore:
         return self.folder / _MARK
 
     def _is_foreign(self, path: Path) -> bool:
-        # The mark as it was being written when its process was killed is ours.
-        return not (path.name.startswith(f".{_MARK}.") and path.name.endswith(".tmp"))
+        return not is_unfinished(path, _MARK)
 
     def _require_format(self) -> None:
         try:

@@ -52,7 +52,8 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
     add nor replace parameters. Source: "Fine-Grained Gradient
     Restriction" (arXiv 2410.00868) on Gradient Episodic Memory (arXiv 1706.08840).
 
-    With one module and one group this is GEM, and equals Avalanche's GEMPlugin on the same memory.
+    With one module and one group this is GEM, and equals Avalanche's GEMPlugin on the same memory
+    (where some parameters are unused in a step: with unused_parameters="include").
 
     Args:
         patterns_per_experience: samples kept of each task; where a stream has no task boundaries,

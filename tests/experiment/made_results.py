@@ -51,3 +51,16 @@ def saved(folder, results):
     for index, run in enumerate(results):
         store.save(f"{run.method}-seed{run.seed}-{index}", run)
     return store.folder
+
+
+def make(method="gem", seed=0, level=0.8, size=3, **fields):
+    accuracy = np.full((size, size), level) + np.tril(
+        np.random.default_rng([seed, size]).normal(0, 0.05, (size, size))
+    )
+    values = {"stream": "rotations", "baseline": np.full(size, 0.1), "seconds": 12.5, **fields}
+    return RunResult(method=method, seed=seed, **{"accuracy": accuracy, **values})
+
+
+def make_many():
+    methods = ["naive", "gem", "mgem-pd-approx"]
+    return [make(m, s, 0.5 + 0.1 * i) for s in range(3) for i, m in enumerate(methods)]

@@ -10,25 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_results import make, make_many
 
 from avalanche_mgem.experiment.csv_files import write_accuracy_csv, write_csv
-from avalanche_mgem.experiment.result import RunResult
 from avalanche_mgem.files import write_atomically
 
 SCORES = ["acc", "bwt", "la", "fwt", "forgetting"]
-
-
-def make(method="gem", seed=0, level=0.8, size=3, **fields):
-    accuracy = np.full((size, size), level) + np.tril(
-        np.random.default_rng([seed, size]).normal(0, 0.05, (size, size))
-    )
-    values = {"stream": "rotations", "baseline": np.full(size, 0.1), "seconds": 12.5, **fields}
-    return RunResult(method=method, seed=seed, **{"accuracy": accuracy, **values})
-
-
-def make_many():
-    methods = ["naive", "gem", "mgem-pd-approx"]
-    return [make(m, s, 0.5 + 0.1 * i) for s in range(3) for i, m in enumerate(methods)]
 
 
 def read(path):

@@ -5,26 +5,13 @@ import sys
 
 import numpy as np
 import pytest
+from made_results import make, make_many
 from rich.console import Console
 
 from avalanche_mgem.experiment.report import markdown_table, results_table
-from avalanche_mgem.experiment.result import RunResult
 from avalanche_mgem.experiment.summary import by_method, by_stream
 
 HEADINGS = ["Method", "Seeds", "ACC", "BWT", "LA", "FWT", "Forgetting", "Seconds"]
-
-
-def make(method="gem", seed=0, level=0.8, size=3, **fields):
-    accuracy = np.full((size, size), level) + np.tril(
-        np.random.default_rng([seed, size]).normal(0, 0.05, (size, size))
-    )
-    values = {"stream": "rotations", "baseline": np.full(size, 0.1), "seconds": 12.5, **fields}
-    return RunResult(method=method, seed=seed, **{"accuracy": accuracy, **values})
-
-
-def make_many():
-    methods = ["naive", "gem", "mgem-pd-approx"]
-    return [make(m, s, 0.5 + 0.1 * i) for s in range(3) for i, m in enumerate(methods)]
 
 
 def matrix_of(acc, la):
