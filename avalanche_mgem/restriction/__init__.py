@@ -6,6 +6,7 @@ decides how strongly each memory row pushes; a schedule decides how strongly it 
 
 from avalanche_mgem.restriction.cone import Projection, project
 from avalanche_mgem.restriction.dual import DiagonalSolver, DualSolver, QuadprogSolver
+from avalanche_mgem.restriction.pivoting import PivotingSolver
 from avalanche_mgem.restriction.schedules import (
     ConstantSchedule,
     CosineSchedule,
@@ -19,6 +20,7 @@ __all__ = [
     "DiagonalSolver",
     "DualSolver",
     "LinearSchedule",
+    "PivotingSolver",
     "Projection",
     "QuadprogSolver",
     "Schedule",

@@ -13,26 +13,18 @@ a_m> < 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from avalanche_mgem.arguments import finite
-from avalanche_mgem.restriction.dual import DualSolver, QuadprogSolver
-
-Module = Sequence[slice]
-Ridge = float | Literal["relative"]
-
-RELATIVE_RIDGE = 1e-7
-# Columns per product: so few that float64 needs no second copy of the rows; on the CPU they stay in
-# the cache, on other devices a call costs more than it does there.
-_CHUNK = 4096
-_CHUNK_ELSEWHERE = 1 << 18
+from avalanche_mgem.restriction.block import Array, Block, Module
+from avalanche_mgem.restriction.dual import DualSolver
+from avalanche_mgem.restriction.pivoting import PivotingSolver
+from avalanche_mgem.restriction.rounds import Ridge, restrict
 
 
 @dataclass(frozen=True)
@@ -47,9 +39,10 @@ class Projection:
         relative_change: ||z - g|| / ||g||.
         cosine: of the angle between z and g.
         module_change: ||z_m - g_m|| / ||g_m||, float64 [M], on the CPU; 0 where g_m is zero.
-        module_cosine: of the angle between z_m and g_m, float64 [M], on the CPU; 0 where either is
-            zero.
+        module_cosine: of the angle between z_m and g_m, float64 [M], on the CPU; 1 in modules left
+            as they are, 0 where a projection began or ended with zero.
         module_names: M names, where whoever asked for the projection has any.
+        retries: how many solves needed a larger ridge than they were given.
     """
 
     gradient: Tensor
@@ -60,6 +53,7 @@ class Projection:
     module_change: Tensor
     module_cosine: Tensor
     module_names: tuple[str, ...] = ()
+    retries: int = 0
 
     @property
     def violated_rows(self) -> Tensor:
@@ -90,7 +84,7 @@ def project(
             Only modules with a violated row are touched at all.
         modules: disjoint sets of positions, each a sequence of slices of [0, P); positions in none
             of them are left as they are. None: all positions are one module.
-        solver: of the dual problem; None: QuadprogSolver().
+        solver: of the dual problem; None: PivotingSolver().
         ridge: added to the diagonal of each module's Gram matrix before it is solved. A number is
             absolute (GEM's code adds 1e-3, which is felt when gradients are small); "relative" adds
             1e-7 of each row's own squared length, which leaves z the same when a row is rescaled.
@@ -106,26 +100,52 @@ def project(
     _check_modules(modules, gradient.numel())
     if ridge != "relative":
         finite("ridge", ridge, minimum=0.0)
-    dots = torch.stack([_dots(gradient, rows, module) for module in modules]).cpu()
-    if not dots.isfinite().all():
+    with torch.autocast(gradient.device.type, enabled=False):
+        return _project(
+            gradient,
+            [Block(gradient, rows, module) for module in modules],
+            strength,
+            PivotingSolver() if solver is None else solver,
+            ridge,
+        )
+
+
+def _project(
+    gradient: Tensor,
+    blocks: Sequence[Block],
+    strength: Array,
+    solver: DualSolver,
+    ridge: Ridge,
+) -> Projection:
+    dots = np.stack([block.dots() for block in blocks])
+    if not np.isfinite(dots).all():
         raise FloatingPointError(
             "the gradient or a memory row holds NaN or Inf: nothing to project"
         )
-    dual = torch.zeros_like(dots)
-    touched = torch.nonzero((dots < 0).any(dim=1)).flatten().tolist()
-    if not touched:
-        still = torch.zeros(len(modules), dtype=torch.float64)
-        return Projection(gradient, dots, dual, 0.0, 1.0, still, still + 1.0)
-    solver = QuadprogSolver() if solver is None else solver
-    projected = gradient.clone()
+    dual, products = np.zeros_like(dots), np.zeros((len(blocks), 3, 3))
+    touched = np.flatnonzero((dots < 0).any(axis=1)).tolist()
+    projected = gradient.clone() if touched else gradient
+    retries = getattr(solver, "retries", 0)
     for index in touched:
-        gram = _regularised_gram(rows, modules[index], solver, ridge)
-        dual[index] = _solved(solver, gram, dots[index].numpy(), strength)
-        _push(projected, rows, modules[index], dual[index])
-    return Projection(projected, dots, dual, *_change(gradient, projected, modules))
+        dual[index], products[index] = restrict(
+            blocks[index], dots[index], strength, solver, ridge, projected
+        )
+    if not (np.sqrt(products[:, 1, 1]) <= torch.finfo(gradient.dtype).max).all():
+        raise FloatingPointError("the projected gradient is not finite: its numbers are too large")
+    change, cosine, module_change, module_cosine = _change(gradient, blocks, products, touched)
+    return Projection(
+        projected,
+        torch.from_numpy(dots),
+        torch.from_numpy(dual),
+        change,
+        cosine,
+        torch.from_numpy(module_change),
+        torch.from_numpy(module_cosine),
+        retries=getattr(solver, "retries", 0) - retries,
+    )
 
 
-def _check(gradient: Tensor, rows: Tensor, memory_strength: float | Tensor) -> NDArray[np.float64]:
+def _check(gradient: Tensor, rows: Tensor, memory_strength: float | Tensor) -> Array:
     if gradient.ndim != 1 or rows.ndim != 2 or rows.shape[1] != gradient.numel():
         raise ValueError(
             f"rows must be [K, P] for a gradient [P], got rows {tuple(rows.shape)} "
@@ -152,91 +172,37 @@ def _check_modules(modules: Sequence[Module], size: int) -> None:
         raise ValueError(f"modules must be disjoint slices of [0, {size}), got {modules}")
 
 
-def _solved(
-    solver: DualSolver,
-    gram: NDArray[np.float64],
-    dots: NDArray[np.float64],
-    lower: NDArray[np.float64],
-) -> Tensor:
-    dual = np.asarray(solver(gram, dots, lower), dtype=np.float64)
-    if dual.shape != lower.shape or not np.isfinite(dual).all():
-        raise ValueError(f"solver must return {len(lower)} finite dual variables, got {dual}")
-    return torch.from_numpy(dual)
-
-
-def _chunks(module: Module, device: torch.device) -> Iterator[slice]:
-    size = _CHUNK if device.type == "cpu" else _CHUNK_ELSEWHERE
-    for part in module:
-        for start in range(part.start, part.stop, size):
-            yield slice(start, min(start + size, part.stop))
-
-
-def _dots(gradient: Tensor, rows: Tensor, module: Module) -> Tensor:
-    """<g_m, a_m> for each row: float64 [K]."""
-    total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-    for columns in _chunks(module, rows.device):
-        total += rows[:, columns].double() @ gradient[columns].double()
-    return total
-
-
-def _regularised_gram(
-    rows: Tensor, module: Module, solver: DualSolver, ridge: Ridge
-) -> NDArray[np.float64]:
-    """A_m A_m' with its ridge, float64 [K, K]; only the diagonal where that is all it takes."""
-    if getattr(solver, "diagonal_only", False):
-        lengths = sum(
-            rows[:, columns].double().square().sum(1) for columns in _chunks(module, rows.device)
-        )
-        return np.diag(torch.as_tensor(lengths).cpu().numpy())
-    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-    for columns in _chunks(module, rows.device):
-        chunk = rows[:, columns].double()
-        gram.addmm_(chunk, chunk.T)
-    diagonal = gram.diagonal()
-    diagonal += RELATIVE_RIDGE * diagonal if ridge == "relative" else float(ridge)
-    return np.asarray(gram.cpu().numpy(), dtype=np.float64)
-
-
-def _push(projected: Tensor, rows: Tensor, module: Module, dual: Tensor) -> None:
-    """Add A_m' v to the module's positions, in place."""
-    weights = dual.to(rows.device)
-    for columns in _chunks(module, rows.device):
-        moved = projected[columns].double() + weights @ rows[:, columns].double()
-        projected[columns] = moved.to(projected.dtype)
-
-
 def _change(
-    gradient: Tensor, projected: Tensor, modules: Sequence[Module]
-) -> tuple[float, float, Tensor, Tensor]:
-    """The change and the cosine of the whole, then [M] of them for the modules."""
-    everything = [*modules, _rest(modules, gradient.numel())]
-    sums = torch.stack([_products(gradient, projected, module) for module in everything]).cpu()
-    changes, cosines = _ratios(torch.cat([sums.sum(0, keepdim=True), sums[:-1]]))
-    return float(changes[0]), float(cosines[0]), changes[1:], cosines[1:]
+    gradient: Tensor, blocks: Sequence[Block], products: Array, touched: Sequence[int]
+) -> tuple[float, float, Array, Array]:
+    """The change and the cosine of the whole, then [M] of them for the modules.
+
+    products: of g_m, z_m and z_m - g_m in each module, [M, 3, 3], zero in those left as they are.
+    """
+    changes, cosines = np.zeros(len(blocks)), np.ones(len(blocks))
+    if not touched:
+        return 0.0, 1.0, changes, cosines
+    left = _left([blocks[index].module for index in touched], gradient.numel())
+    whole = products.sum(axis=0)
+    whole[:2, :2] += Block(gradient, gradient[None], left).dots()
+    changes[touched], cosines[touched] = _ratios(products[touched])
+    (change,), (cosine,) = _ratios(whole[None])
+    return float(change), float(cosine), changes, cosines
 
 
-def _products(gradient: Tensor, projected: Tensor, module: Module) -> Tensor:
-    """||g_m||^2, ||z_m||^2, ||z_m - g_m||^2 and <g_m, z_m>, float64 [4]."""
-    sums = torch.zeros(4, dtype=torch.float64, device=gradient.device)
-    for columns in _chunks(module, gradient.device):
-        before, after = gradient[columns].double(), projected[columns].double()
-        change = after - before
-        pairs = ((before, before), (after, after), (change, change), (before, after))
-        sums += torch.stack([torch.dot(a, b) for a, b in pairs])
-    return sums
-
-
-def _ratios(sums: Tensor) -> tuple[Tensor, Tensor]:
-    """Relative changes and cosines from rows of `_products`, [N, 4]; 0 for 0 / 0."""
-    length, length_after, change = sums[:, :3].sqrt().unbind(1)
-    # One division after the other: the product of two short lengths may be too small for a float.
-    cosine = (sums[:, 3] / length / length_after).nan_to_num(0.0, 0.0, 0.0)
-    return (change / length).nan_to_num(0.0, 0.0, 0.0), cosine.clamp(-1.0, 1.0)
-
-
-def _rest(modules: Sequence[Module], size: int) -> Module:
-    """What lies in no module."""
+def _left(modules: Sequence[Module], size: int) -> Module:
+    """What lies in none of the modules."""
     parts = sorted((part.start, part.stop) for module in modules for part in module)
     starts = [0, *(stop for _, stop in parts)]
     stops = [*(start for start, _ in parts), size]
     return [slice(a, b) for a, b in zip(starts, stops, strict=True) if a < b]
+
+
+def _ratios(products: Array) -> tuple[Array, Array]:
+    """Relative changes and cosines from the products of g, z and z - g, [N, 3, 3]; 0 for 0 / 0."""
+    length, length_after, change = np.sqrt(np.diagonal(products, axis1=1, axis2=2).T)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # One division after the other: two short lengths may have too small a product.
+        cosine = np.nan_to_num(products[:, 0, 1] / length / length_after, posinf=0.0, neginf=0.0)
+        ratio = np.nan_to_num(change / length, posinf=0.0, neginf=0.0)
+    return ratio, np.clip(cosine, -1.0, 1.0)

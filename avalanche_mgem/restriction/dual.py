@@ -10,6 +10,8 @@ the published code bounds v by gamma). The problem is K x K however long the gra
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -27,7 +29,10 @@ class DualSolver(Protocol):
     """A callable that solves the dual problem, exactly or not.
 
     A solver with a true attribute `diagonal_only` is given a matrix whose off-diagonal is zero,
-    which spares the products between the rows.
+    which spares the products between the rows. A solver with a true attribute `exact` finds the
+    minimum to rounding: an exact solver may be given only the rows that can matter, chosen in
+    rounds, instead of the whole Gram matrix. An integer attribute `retries`, where there is one,
+    counts the solves that needed a larger ridge than the matrix came with.
     """
 
     def __call__(self, gram: Array, dots: Array, lower: Array) -> Array:
@@ -35,13 +40,49 @@ class DualSolver(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class LiveProblem:
+    """A dual problem whose diagonal is positive, and the lengths that make it one of unit rows.
+
+    Args:
+        gram: G, [K, K].
+        dots: d, [K].
+        lower: lower bounds of v, [K].
+        length: of the rows, sqrt(G_ii) > 0, [K].
+    """
+
+    gram: Array
+    dots: Array
+    lower: Array
+    length: Array
+
+    def size(self) -> float:
+        """Return the largest of |d_i| / length_i and lower_i length_i: of what unit rows are given.
+
+        Zero means that v is zero.
+        """
+        wanted = np.abs(self.dots / self.length).max(initial=0.0)
+        return float(max(wanted, np.abs(self.lower * self.length).max(initial=0.0)))
+
+    def unit_gram(self) -> Array:
+        """Return G_ij / (length_i length_j), [K, K]."""
+        return self.gram / self.length[:, None] / self.length
+
+
 class QuadprogSolver:
     """The exact solver: Goldfarb and Idnani's active-set method, by the package quadprog.
 
     The rows are scaled to unit length first, so rows of any length (1e-15 to 1e15) get the same
     care. A Gram matrix that is not positive definite to machine precision is solved with the
-    smallest ridge that makes it so, and a RuntimeWarning says so.
+    smallest ridge that makes it so; `retries` counts these solves, and a RuntimeWarning tells of
+    the first.
     """
+
+    exact = True
+    retries: int = 0
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"  # without `retries`, which is no setting
 
     def __call__(self, gram: Array, dots: Array, lower: Array) -> Array:
         """Return v [K]; rows whose diagonal is zero keep their lower bound.
@@ -49,18 +90,43 @@ class QuadprogSolver:
         Raises:
             ValueError: gram, dots or lower hold a number that is not finite.
         """
-        _require_finite(gram=gram, dots=dots, lower=lower)
-        solution = np.array(lower, dtype=np.float64)
-        length = np.sqrt(np.clip(np.diagonal(gram), 0.0, None))
-        live = np.flatnonzero(length > 0.0)
-        unit_dots, unit_lower = dots[live] / length[live], lower[live] * length[live]
-        size = max(np.abs(unit_dots).max(initial=0.0), np.abs(unit_lower).max(initial=0.0))
+        require_finite(gram=gram, dots=dots, lower=lower)
+        return solve_live(gram, dots, lower, self.solve)
+
+    def solve(self, problem: LiveProblem) -> Array:
+        """Return v [K] for a problem of finite numbers; it may be below `lower` by rounding."""
+        size = problem.size()
         if size == 0.0:
-            return solution
-        unit_gram = gram[np.ix_(live, live)] / np.outer(length[live], length[live])
-        unit = _solve_unit(unit_gram, unit_dots / size, unit_lower / size)
-        solution[live] = np.maximum(unit * (size / length[live]), lower[live])
-        return solution
+            return problem.lower
+        unit_dots = problem.dots / problem.length / size
+        unit_lower = problem.lower * problem.length / size
+        return self._solve_unit(problem.unit_gram(), unit_dots, unit_lower) * size / problem.length
+
+    def _solve_unit(self, gram: Array, dots: Array, lower: Array) -> Array:
+        identity = np.eye(len(dots))
+        for ridge in _RIDGES:
+            try:
+                solved: Array = quadprog.solve_qp(gram + ridge * identity, -dots, identity, lower)[
+                    0
+                ]
+            except ValueError:  # quadprog's word for a matrix that is not positive definite
+                continue
+            if np.isfinite(solved).all():
+                self._count(ridge)
+                return solved
+        raise RuntimeError(f"no ridge up to {_RIDGES[-1]:g} made the Gram matrix positive definite")
+
+    def _count(self, ridge: float) -> None:
+        if ridge == 0.0:
+            return
+        self.retries += 1
+        if self.retries == 1:
+            warnings.warn(
+                f"the Gram matrix of the memory rows is not positive definite; solved with a ridge "
+                f"of {ridge:g} times the squared length of each row (said once; `retries` counts)",
+                RuntimeWarning,
+                stacklevel=6,
+            )
 
 
 class DiagonalSolver:
@@ -78,36 +144,29 @@ class DiagonalSolver:
         Raises:
             ValueError: gram, dots or lower hold a number that is not finite.
         """
-        _require_finite(gram=gram, dots=dots, lower=lower)
+        require_finite(gram=gram, dots=dots, lower=lower)
         diagonal = np.diagonal(gram)
         live = diagonal > 0.0
         wanted = np.divide(-dots, diagonal, out=np.array(lower, dtype=np.float64), where=live)
         return np.maximum(wanted, lower)
 
 
-def _require_finite(**arrays: Array) -> None:
+def require_finite(**arrays: Array) -> None:
+    """Raise a ValueError that names the first array with a number that is not finite."""
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise ValueError(f"{name} must be finite, got {array}")
 
 
-def _solve_unit(gram: Array, dots: Array, lower: Array) -> Array:
-    identity = np.eye(len(dots))
-    for ridge in _RIDGES:
-        try:
-            solution: Array = quadprog.solve_qp(gram + ridge * identity, -dots, identity, lower)[0]
-        except ValueError:  # quadprog's word for a matrix that is not positive definite
-            continue
-        if ridge > 0.0:
-            _warn_of_ridge(ridge)
-        return solution
-    raise RuntimeError(f"no ridge up to {_RIDGES[-1]:g} made the Gram matrix positive definite")
-
-
-def _warn_of_ridge(ridge: float) -> None:
-    warnings.warn(
-        f"the Gram matrix of the memory rows is not positive definite; solved with a ridge of "
-        f"{ridge:g} times the squared length of each row",
-        RuntimeWarning,
-        stacklevel=4,
-    )
+def solve_live(
+    gram: Array, dots: Array, lower: Array, solve: Callable[[LiveProblem], Array]
+) -> Array:
+    """Return v [K], at least `lower`: from `solve` where the diagonal is positive, else `lower`."""
+    length = np.sqrt(np.maximum(np.diagonal(gram), 0.0))
+    if length.all():
+        return np.maximum(solve(LiveProblem(gram, dots, lower, length)), lower)
+    solution = np.array(lower, dtype=np.float64)
+    live = np.flatnonzero(length)
+    part = LiveProblem(gram[np.ix_(live, live)], dots[live], lower[live], length[live])
+    solution[live] = np.maximum(solve(part), lower[live])
+    return solution

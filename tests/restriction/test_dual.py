@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 from nasty import rows_and_gradient
 from reference.cone import kkt_excess, solve_dual
 
-from avalanche_mgem.restriction import DiagonalSolver, DualSolver, QuadprogSolver
+from avalanche_mgem.restriction import (
+    DiagonalSolver,
+    DualSolver,
+    PivotingSolver,
+    QuadprogSolver,
+)
 
 STRENGTHS = st.sampled_from([0.0, 0.1, 0.5, 10.0])
 
@@ -107,7 +112,10 @@ def test_approximate_solution_is_its_formula(problem, strength):
         assert v[i] == max(strength, alone)
 
 
-@pytest.mark.parametrize("solver", [QuadprogSolver(), DiagonalSolver()])
+@pytest.mark.parametrize(
+    "solver",
+    [QuadprogSolver(), PivotingSolver(), PivotingSolver(quadprog_up_to=0), DiagonalSolver()],
+)
 class TestEverySolver:
     def test_keeps_the_protocol(self, solver):
         assert isinstance(solver, DualSolver)

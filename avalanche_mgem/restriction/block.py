@@ -1,0 +1,156 @@
+"""One module's part of a projection: all that it takes from the long vectors.
+
+The memory rows A [K, P] are read in runs of columns that stay in the cache. Long modules are
+multiplied in float32 a run at a time and the runs are summed in float64, which is within 1e-6 of
+the product of the lengths; short ones, and numbers that float32 cannot hold, in float64
+throughout. Everything that is K numbers or K x K comes back as a float64 array of numpy's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[np.float64]
+Indices = NDArray[np.int64]
+Module = Sequence[slice]
+
+# A module of no more columns is multiplied in float64: it costs nothing there, and rows may be more
+# than columns, whose Gram matrix is singular but for the ridge.
+_SHORT = 4096
+# Numbers of a run: what stays in a CPU core's cache; what keeps another device busy.
+_RUN = 1 << 18
+_RUN_ELSEWHERE = 1 << 22
+# What lies within these bounds was multiplied in float32 without losing what matters.
+_SMALLEST, _LARGEST = 1e-24, 1e34
+
+
+class Move(NamedTuple):
+    """What comes of moving a module's gradient g_m to z_m.
+
+    Args:
+        slopes: A_m z_m, which is the dual problem's derivative but for its ridge, [K].
+        products: the dot products of g_m, z_m and z_m - g_m, a symmetric matrix [3, 3].
+    """
+
+    slopes: Array
+    products: Array
+
+
+class Block:
+    """The gradient g_m [P_m] and the rows A_m [K, P_m] of one module m.
+
+    Args:
+        gradient: g, [P].
+        rows: A, [K, P], of the same dtype and device.
+        module: the positions of the module, slices of [0, P).
+    """
+
+    def __init__(self, gradient: Tensor, rows: Tensor, module: Module) -> None:
+        self._gradient, self._rows, self.module = gradient, rows, module
+        size = sum(part.stop - part.start for part in module)
+        # Other devices may round float32 products to fewer digits than float32 has, and the CPU too
+        # where torch was told to.
+        on_cpu = rows.device.type == "cpu"
+        self._wide = size <= _SHORT or not (on_cpu and _multiplies_in_float32())
+        length = max(1024, min(16384, (_RUN if on_cpu else _RUN_ELSEWHERE) // max(len(rows), 1)))
+        columns = [column for part in module for column in _cut(part, length)]
+        self._columns = columns
+        self._runs = [(gradient[column], rows[:, column]) for column in columns]
+
+    def dots(self) -> Array:
+        """Return <g_m, a_m> for each row, [K]."""
+        dots = _sum([torch.mv(rows, gradient) for gradient, rows in self._read()], len(self._rows))
+        if self._wide:
+            return dots
+        # Zero may be the sum of products too small for float32, and infinity of those too large.
+        unsure = ~((np.abs(dots) > _SMALLEST) & np.isfinite(dots))
+        if unsure.any():
+            dots[unsure] = self._in_float64(self._rows[torch.from_numpy(unsure)]).dots()
+        return dots
+
+    def move(self, dual: Array, out: Tensor) -> Move:
+        """Write z_m = g_m + A_m' v into out [P], and tell what comes of it; v is [K]."""
+        weights, slopes, products = self._weights(dual), [], []
+        for columns, (gradient, rows) in zip(self._columns, self._read(), strict=True):
+            change = torch.mv(rows.T, weights)
+            triple = torch.stack((gradient, gradient + change, change))
+            out[columns] = triple[1]
+            slopes.append(torch.mv(rows, triple[1]))
+            products.append(triple @ triple.T)
+        move = Move(_sum(slopes, len(self._rows)), _sum(products, 3, 3))
+        held = self._held(bool(np.isfinite(move.slopes).all() and np.isfinite(move.products).all()))
+        return move if held else self.move(dual, out)
+
+    def gram(self, new: Indices, chosen: Indices) -> Array:
+        """Return the products of new rows with the chosen ones, which end in the new: [n, c]."""
+        # A few rows are multiplied with all: cheaper than to gather the others.
+        few = len(chosen) >= 2 * len(new)
+        index = torch.from_numpy(new if few else chosen).to(self._rows.device)
+        products = []
+        for _, rows in self._read():
+            picked = rows.index_select(0, index)
+            products.append(picked @ rows.T if few else picked[-len(new) :] @ picked.T)
+        gram = _sum(products, len(new), len(self._rows) if few else len(chosen))
+        gram = gram[:, chosen] if few else gram
+        squares = np.diagonal(gram, offset=len(chosen) - len(new))
+        within = squares.min() > _SMALLEST and squares.max() < _LARGEST
+        return gram if self._held(bool(within)) else self.gram(new, chosen)
+
+    def squared_lengths(self, chosen: Indices) -> Array:
+        """Return ||a_m||^2 of the chosen rows."""
+        index = torch.from_numpy(chosen).to(self._rows.device)
+        chosen_rows = (rows.index_select(0, index).double() for _, rows in self._runs)
+        return _sum([rows.square().sum(1) for rows in chosen_rows], len(chosen))
+
+    def _read(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """The runs as they are multiplied; in float64 one is converted at a time."""
+        if not self._wide:
+            return self._runs
+        return ((gradient.double(), rows.double()) for gradient, rows in self._runs)
+
+    def _weights(self, dual: Array) -> Tensor:
+        dtype = torch.float64 if self._wide else self._rows.dtype
+        return torch.from_numpy(dual).to(self._rows.device, dtype)
+
+    def _held(self, within: bool) -> bool:
+        """Whether numbers that are `within` bounds or not stand; the block goes on in float64."""
+        if self._wide or within:
+            return True
+        self._wide = True
+        return False
+
+    def _in_float64(self, rows: Tensor) -> Block:
+        block = Block(self._gradient, rows, self.module)
+        block._wide = True
+        return block
+
+
+def _cut(part: slice, length: int) -> Iterator[slice]:
+    """Runs of about equal length, none longer than `length`."""
+    size = part.stop - part.start
+    count = -(-size // length)
+    for run in range(count):
+        yield slice(part.start + size * run // count, part.start + size * (run + 1) // count)
+
+
+def _sum(terms: list[Tensor], *shape: int) -> Array:
+    """The sum of the terms, each of this shape, in float64."""
+    if not terms:
+        return np.zeros(shape)
+    total = terms[0] if len(terms) == 1 else torch.stack(terms).sum(0, dtype=torch.float64)
+    return np.array(total.cpu().numpy(), dtype=np.float64)
+
+
+def _multiplies_in_float32() -> bool:
+    """Whether the CPU's float32 products keep float32's digits: torch may be told to drop some."""
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    precision = getattr(matmul, "fp32_precision", None)  # from torch 2.9 on
+    if precision is not None:
+        return precision in ("none", "ieee")
+    return torch.get_float32_matmul_precision() == "highest"
