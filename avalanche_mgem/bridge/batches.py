@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from avalanche.training.templates.problem_type.supervised_problem import SupervisedProblem
 from torch import Tensor, nn
 
-Batch = Any  # what a collate function makes: a list or tuple of tensors, or a mapping
-
-
-def to_device(batch: Batch, device: torch.device | None) -> Batch:
-    """Return a new batch of the same kind whose tensors are on `device` (None: where they are)."""
-    if isinstance(batch, Tensor):
-        return batch if device is None else batch.to(device)
-    if isinstance(batch, Mapping):
-        fields = {key: to_device(value, device) for key, value in batch.items()}
-        return type(batch)(fields)  # type: ignore[call-arg]  # a BatchEncoding stays one
-    if isinstance(batch, list | tuple):
-        moved = [to_device(value, device) for value in batch]
-        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
-    return batch
+from avalanche_mgem.bridge.fields import Batch, samples_of, to_device
+from avalanche_mgem.model.gradients import into_row, positions
+from avalanche_mgem.model.grouped import recorded_linears, write_grouped_gradients
 
 
 def batch_loss(strategy: Any, batch: Batch) -> Tensor:
@@ -37,17 +27,22 @@ def batch_loss(strategy: Any, batch: Batch) -> Tensor:
         return loss
 
 
-def batch_gradient(
-    strategy: Any, batch: Batch, parameters: Sequence[nn.Parameter]
-) -> tuple[Tensor | None, ...]:
-    """Return the gradient of the loss on `batch`, one tensor a parameter; None where unused.
+def write_batch_gradient(
+    strategy: Any, batch: Batch, parameters: Sequence[nn.Parameter], row: Tensor
+) -> None:
+    """Write the gradient of the loss on `batch` into row [P]; zeros where a parameter is unused.
 
-    The .grad of the model's parameters is put back.
+    The .grad of the model's parameters is put back. Backward adds into the row itself where a
+    parameter is of its dtype.
     """
+    row.zero_()
     # By backward and not by autograd.grad, which reentrant activation checkpointing refuses.
     with torch.enable_grad(), _own_gradients(strategy.model):
+        for parameter, columns in zip(parameters, positions(parameters), strict=True):
+            if parameter.dtype == row.dtype:
+                parameter.grad = row[columns].view_as(parameter)
         batch_loss(strategy, batch).backward()  # type: ignore[no-untyped-call]
-        return tuple(parameter.grad for parameter in parameters)
+        into_row(row, [parameter.grad for parameter in parameters], parameters)
 
 
 @contextmanager
@@ -61,6 +56,50 @@ def _own_gradients(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, gradient in saved:
             parameter.grad = gradient
+
+
+def write_grouped_batch_gradients(
+    strategy: Any, batch: Batch, parameters: Sequence[nn.Parameter], rows: Tensor
+) -> None:
+    """Write the gradients of G groups of n samples into rows [G, P] by one pass.
+
+    batch: the samples of all groups, group after group. The .grad of parameters is not touched.
+
+    Raises:
+        NotGroupedError: the model uses its layers in another way than sample by sample.
+    """
+    with torch.enable_grad(), _swapped_minibatch(strategy, batch):
+        strategy._unpack_minibatch()
+        with recorded_linears(strategy.model) as calls:
+            strategy.mb_output = strategy.forward()
+        loss = _sum_of_losses(strategy, len(rows))
+        write_grouped_gradients(calls, loss, parameters, rows)
+
+
+def _sum_of_losses(strategy: Any, groups: int) -> Tensor:
+    """The strategy's loss on each of the groups that its minibatch is made of, added up."""
+    criterion = getattr(strategy, "_criterion", None)
+    if type(strategy).criterion is SupervisedProblem.criterion and _is_plain_mean(
+        criterion, strategy.mb_y
+    ):
+        mean: Tensor = strategy.criterion()
+        return mean * groups  # the groups are of one size
+    batch, outputs = strategy.mbatch, strategy.mb_output
+    size, losses = len(outputs) // groups, []
+    for start in range(0, len(outputs), size):
+        part = slice(start, start + size)
+        strategy.mbatch = samples_of(batch, part, len(outputs))
+        strategy.mb_output = outputs[part]
+        losses.append(strategy.criterion())
+    return torch.stack(losses).sum()
+
+
+def _is_plain_mean(criterion: object, labels: Tensor) -> bool:
+    """Whether a loss is the mean of its samples' losses, none of them weighted or left out."""
+    if type(criterion) is not nn.CrossEntropyLoss:
+        return False
+    plain = criterion.reduction == "mean" and criterion.weight is None
+    return plain and not bool((labels == criterion.ignore_index).any())
 
 
 @contextmanager

@@ -7,14 +7,14 @@ twice, on the task's memory and on samples of the task that the memory does not 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from avalanche_mgem.bridge.batches import batch_gradient, restored_running_statistics
+from avalanche_mgem.bridge.batches import restored_running_statistics, write_batch_gradient
 from avalanche_mgem.bridge.memory import EpisodicMemory, MemoryGroup
-from avalanche_mgem.model.gradients import GradientMatrix
 from avalanche_mgem.model.randomness import RandomStream
 
 
@@ -30,13 +30,15 @@ class GeneralizationProbe:
         self._every = every
         self._random = RandomStream(seed)
         self._tasks: list[int] = []  # those whose held-out rows are in the matrix
+        self._measures = False  # at this iteration
 
     def groups(self, memory: EpisodicMemory, iteration: int) -> list[MemoryGroup]:
-        """Return what is held out of the past tasks, if this iteration is one to measure in."""
-        self._tasks = []
-        if self._every is None or iteration % self._every:
-            return []
-        held_out = dict(enumerate(memory.held_out_groups()))
+        """Return what is held out of the past tasks; none where nothing is ever measured.
+
+        Their rows are there at every iteration, so that measuring now and then moves no others.
+        """
+        self._measures = self._every is not None and iteration % self._every == 0
+        held_out = {} if self._every is None else dict(enumerate(memory.held_out_groups()))
         found = {task: group for task, group in held_out.items() if group is not None}
         self._tasks = list(found)
         return list(found.values())
@@ -46,30 +48,38 @@ class GeneralizationProbe:
         strategy: Any,
         groups: list[MemoryGroup],
         parameters: list[nn.Parameter],
-        matrix: GradientMatrix,
+        rows: Tensor,
     ) -> None:
-        """Put the groups' gradients into the last rows; nothing of the run changes by it."""
-        if not groups:
+        """Write the groups' gradients into rows [n, P], if this iteration is one to measure in.
+
+        Nothing of the run changes by it.
+        """
+        if not self._measures:
             return
-        first = len(matrix.rows) - len(groups)
         device = parameters[0].device
         with restored_running_statistics(strategy.model), self._random.active(device):
-            for index, group in enumerate(groups, start=first):
-                gradients = batch_gradient(strategy, group.batch, parameters)
-                matrix.set_row(index, gradients, parameters)
+            for group, row in zip(groups, rows, strict=True):
+                write_batch_gradient(strategy, group.batch, parameters, row)
 
-    def gaps(self, vector: Tensor, rows: Tensor, memory: EpisodicMemory) -> dict[int, float]:
+    def gaps(
+        self, vector: Tensor, rows: Tensor, memory: EpisodicMemory, still: Sequence[slice]
+    ) -> dict[int, float]:
         """Return {past task: cosine of z with its memory minus that with what is held out of it}.
 
-        vector: z [P]. rows: [K + number of held-out groups, P].
+        vector: z [P]. rows: [K + number of held-out groups, P]. still: positions that do not move
+        and do not count.
         """
+        if not self._measures:
+            return {}
         held_out = dict(zip(self._tasks, rows[len(rows) - len(self._tasks) :], strict=True))
         gaps, start = {}, 0
         for task, groups in enumerate(memory.closed_tasks()):
             if task in held_out:
                 sizes = torch.tensor([g.size for g in groups], dtype=rows.dtype).to(rows.device)
-                mean_row = sizes @ rows[start : start + len(groups)]
-                gaps[task] = _cosine(vector, mean_row) - _cosine(vector, held_out[task])
+                both = torch.stack((sizes @ rows[start : start + len(groups)], held_out[task]))
+                for columns in still:
+                    both[:, columns] = 0.0
+                gaps[task] = _cosine(vector, both[0]) - _cosine(vector, both[1])
             start += len(groups)
         return gaps
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
 from avalanche_mgem.arguments import one_of, positive_int, torch_device
-from avalanche_mgem.bridge.batches import Batch, to_device
+from avalanche_mgem.bridge.fields import Batch, own_storage, to_device
 from avalanche_mgem.model.randomness import preserved_random_state
 
 Split = Literal["random", "class"]
@@ -21,12 +21,13 @@ Selection = Literal["random", "class-balanced", "ring"]
 Sample = Any
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class MemoryGroup:
     """The samples behind one memory row.
 
     Args:
-        batch: as the data set's collate function made it, on the memory's device.
+        batch: as the data set's collate function made it, on the memory's device; it may come to
+            share its storage with other groups, of which a copy or a pickle keeps its own part.
         share: of its task's groups: 1 / number of groups of the task.
         size: number of samples.
     """
@@ -34,6 +35,9 @@ class MemoryGroup:
     batch: Batch
     share: float
     size: int
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "batch": own_storage(self.batch)}
 
 
 class EpisodicMemory:

@@ -31,8 +31,9 @@ class RestrictionMetric(PluginMetric):  # type: ignore[misc]  # Avalanche ships 
     `Restriction_ViolatedIterations`, the share of those in which some row was violated in some
     module; `Restriction_ViolatedRows`, the share of all rows in all modules;
     `Restriction_RelativeChange`, ||z - g|| / ||g||; `Restriction_Cosine`, of z and g;
-    `Restriction_Dual`, the dual variables; and `Restriction_Seconds_memory` and `_projection`, the
-    time an iteration. Without violation the first five are 0, 0, 0, 1 and 0. Where the plugin
+    `Restriction_Dual`, the dual variables; `Restriction_SolverRetries`, how many solves needed a
+    larger ridge; and `Restriction_Seconds_memory` and `_projection`, the time an iteration. Without
+    violation the first six are 0, 0, 0, 1, 0 and 0. Where the plugin
     measures it, `Restriction_GeneralizationGap` is the cosine of z with the memory minus that with
     held-out samples, over the past tasks, and `Restriction_GeneralizationGap/task0` and so on is
     that of each.
@@ -136,6 +137,7 @@ def _whole(projection: Projection) -> dict[str, float]:
         "RelativeChange": projection.relative_change,
         "Cosine": projection.cosine,
         "Dual": float(projection.dual.mean()),
+        "SolverRetries": float(projection.retries),
     }
 
 

@@ -19,9 +19,10 @@ class GradientMatrix:
 
     def __init__(self) -> None:
         self._buffer = torch.empty(0, 0)
+        self.rows_are_new()
 
     def __getstate__(self) -> dict[str, object]:
-        return {"_buffer": torch.empty(0, 0)}
+        return vars(GradientMatrix())
 
     def fit(self, parameters: Parameters, n_rows: int) -> None:
         """Make room for K = n_rows memory rows over these parameters.
@@ -49,46 +50,48 @@ class GradientMatrix:
         """The memory's gradients, [K, P]; a view."""
         return self._buffer[1:]
 
-    def set_row(self, index: int, values: Sequence[Tensor | None], like: Parameters) -> None:
-        """Fill memory row `index` from one tensor a parameter of `like`; None is zero."""
-        self._fill(index + 1, values, like)
-
     def set_gradient(self, values: Sequence[Tensor | None], like: Parameters) -> None:
         """Fill row 0 from one tensor a parameter of `like`; None is zero."""
-        self._fill(0, values, like)
-
-    def _fill(self, index: int, values: Sequence[Tensor | None], like: Parameters) -> None:
-        row = self._buffer[index]
-        for value, columns in zip(values, positions(like), strict=True):
-            if value is None:
-                row[columns] = 0.0
-            else:
-                row[columns] = _dense(value.detach()).reshape(-1)
+        into_row(self.gradient, values, like)
 
     def scale_rows(self, factors: Sequence[float], like: Parameters) -> None:
-        """Multiply each parameter's positions in the memory rows by its factor."""
-        for factor, columns in zip(factors, positions(like), strict=True):
-            if factor != 1.0:
-                self.rows[:, columns] *= factor
+        """Scale each parameter's positions in the memory rows by its factor, in place of the last.
 
-    def hold_still(self, parameters: Parameters, held: Sequence[bool]) -> None:
-        """Set the positions of held parameters to zero in the gradient and in every memory row.
-
-        What will not move must be no part of the problem: a solution that counts on it would leave
-        the cone as soon as the held part of it is dropped.
+        The factors of new rows are one.
         """
-        for still, columns in zip(held, positions(parameters), strict=True):
-            if still:
-                self._buffer[:, columns] = 0.0
+        for index, columns in enumerate(positions(like)):
+            change = factors[index] / self._factors.get(index, 1.0)
+            if change != 1.0:
+                self.rows[:, columns] *= change
+            self._factors[index] = factors[index]
+
+    def rows_are_new(self) -> None:
+        """Say that the memory rows have been written."""
+        self._factors: dict[int, float] = {}
 
 
-def write_gradients(parameters: Parameters, vector: Tensor) -> None:
-    """Write the long vector [P] into the parameters' .grad.
+def into_row(row: Tensor, values: Sequence[Tensor | None], like: Parameters) -> None:
+    """Fill row [P] from one tensor a parameter of `like`; None is zero.
 
-    A gradient that is None stays None; a sparse one becomes dense.
+    A tensor that is that part of the row already is left alone.
     """
-    for parameter, columns in zip(parameters, positions(parameters), strict=True):
-        if parameter.grad is None:
+    for value, columns in zip(values, positions(like), strict=True):
+        part = row[columns]
+        if value is None:
+            part.zero_()
+        elif (dense := _dense(value.detach())).data_ptr() != part.data_ptr():
+            part.copy_(dense.reshape(-1))
+
+
+def write_gradients(
+    parameters: Parameters, vector: Tensor, values: Sequence[Tensor | None]
+) -> None:
+    """Write the long vector [P] into the parameters' .grad, in place of `values`.
+
+    Where the value is None, the gradient stays as it is; a sparse one becomes dense.
+    """
+    for parameter, columns, value in zip(parameters, positions(parameters), values, strict=True):
+        if value is None or parameter.grad is None:
             continue
         if parameter.grad.layout != torch.strided:
             parameter.grad = torch.empty_like(parameter)

@@ -6,7 +6,7 @@ the order of `model.named_parameters()`. A partition names sets of positions of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import accumulate, pairwise
@@ -26,6 +26,8 @@ ParameterGroups = (
 )
 Unassigned = Literal["error", "free", "module"]
 
+Modules = tuple[tuple[slice, ...], ...]
+
 REST = "rest"
 
 
@@ -40,7 +42,7 @@ class Partition:
     """
 
     names: tuple[str, ...]
-    slices: tuple[tuple[slice, ...], ...]
+    slices: Modules
     size: int
 
 
@@ -204,17 +206,40 @@ def _from_owners(parameters: NamedParameters, owner: Mapping[str, str]) -> Parti
     return Partition(tuple(parts), tuple(map(tuple, parts.values())), stops[-1])
 
 
+def without(modules: Modules, held: Sequence[slice]) -> Modules:
+    """Return the modules without the held positions; a module may be left with none."""
+    for still in held:
+        modules = tuple(tuple(_cut_out(module, still)) for module in modules)
+    return modules
+
+
+def _cut_out(module: Iterable[slice], still: slice) -> Iterator[slice]:
+    for part in module:
+        before = slice(part.start, min(part.stop, still.start))
+        after = slice(max(part.start, still.stop), part.stop)
+        yield from (side for side in (before, after) if side.start < side.stop)
+
+
 class PartitionCache:
     """The last partition, made anew when parameters come, go, grow or freeze."""
 
     def __init__(self) -> None:
         self._key: object = None
         self._value: Partition | None = None
+        self._held: object = None
+        self._moving: Modules = ()
 
     def get(self, model: nn.Module, groups: ParameterGroups, unassigned: Unassigned) -> Partition:
         """Return `make_partition` of these arguments."""
         key = [(name, p.shape) for name, p in restricted_parameters(model)]
         if self._value is None or key != self._key:
             self._value = make_partition(model, groups, unassigned_parameters=unassigned)
-            self._key = key
+            self._key, self._held = key, None
         return self._value
+
+    def moving(self, partition: Partition, held: list[slice]) -> Modules:
+        """Return the partition's modules without the held positions."""
+        if self._held is None or (partition, held) != self._held:
+            self._moving = without(partition.slices, held)
+            self._held = (partition, held)
+        return self._moving

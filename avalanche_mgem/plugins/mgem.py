@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -14,11 +14,12 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 
 from avalanche_mgem.arguments import finite, one_of, positive_int
-from avalanche_mgem.bridge.batches import batch_gradient, restored_running_statistics
 from avalanche_mgem.bridge.boundaries import task_boundary
 from avalanche_mgem.bridge.generalization import GeneralizationProbe
 from avalanche_mgem.bridge.memory import EpisodicMemory, MemoryGroup, Selection, Split
-from avalanche_mgem.model.gradients import GradientMatrix, write_gradients
+from avalanche_mgem.bridge.rows import BatchNorm, MemoryRows, Passes
+from avalanche_mgem.bridge.size import check_size, rows_of_stream
+from avalanche_mgem.model.gradients import GradientMatrix, positions, write_gradients
 from avalanche_mgem.model.partition import (
     ParameterGroups,
     Partition,
@@ -27,18 +28,17 @@ from avalanche_mgem.model.partition import (
     check_parameter_groups,
     restricted_parameters,
 )
-from avalanche_mgem.model.randomness import RandomStream
 from avalanche_mgem.model.steps import StepRecorder, step_rates
 from avalanche_mgem.restriction import (
     ConstantSchedule,
     DiagonalSolver,
     DualSolver,
+    PivotingSolver,
     Projection,
-    QuadprogSolver,
     Schedule,
     project,
 )
-from avalanche_mgem.restriction.cone import Ridge
+from avalanche_mgem.restriction.rounds import Ridge
 
 _GEM_RIDGE = 1e-3
 
@@ -68,8 +68,8 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
             `avalanche_mgem.model.partition.make_partition`. The paper leaves the partition open.
         memory_groups: d-mGEM: the number of groups each task's memory is split into, a constraint
             each.
-        solver: "exact" (quadprog), "approximate" (the diagonal of the Gram matrix) or any
-            DualSolver.
+        solver: "exact" (PivotingSolver, with quadprog for few rows and where pivoting fails),
+            "approximate" (the diagonal of the Gram matrix) or any DualSolver.
         restrict: "gradient" (as published; the guarantee holds for the step of plain SGD only) or
             "update" (ours): what the optimiser would do, (theta_before - theta_after) / lr, is
             projected, so the restriction holds to first order under momentum, Adam and weight
@@ -87,6 +87,19 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
             gradient), frozen ones, and those that the optimiser has not or has at learning rate 0:
             "exclude" (default, ours: they are no part of the problem) or "include" (as Avalanche's
             GEMPlugin: their part of the solution is lost, and the constraint with it).
+        memory_passes: how the memory's gradients are computed: "loop" (a forward and a backward
+            pass for each group), "grouped" (one for many groups, for models of linear and pointwise
+            layers; the same but for rounding) or "auto" (default: grouped where it can be, which is
+            tried and compared with the loop once an experience).
+        memory_batch_size: None (off), or how many samples of each group are drawn anew for each
+            iteration (ours, an approximation: each row is a noisy estimate of its group's gradient,
+            and the constraint holds for the samples drawn only).
+        refresh_every: how many iterations the memory's gradients are used for before they are
+            computed again (ours, an approximation if above 1: between, they are those of parameters
+            that have moved on).
+        max_row_bytes: the most that the memory's gradients may take: K rows of P numbers. None:
+            what the device has. An experience, or a stream, that takes more is refused before
+            training.
         memory_batchnorm: the running statistics of normalisation layers in the memory's forward
             passes: "update" (as GEM) or "restore".
         memory_device: where the memory is kept; None: on the strategy's device.
@@ -94,8 +107,9 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
             restriction generalises from the memory to the past tasks: the cosine of z with the
             gradient on a task's memory minus that on as many samples held out of the same task. It
             costs one more gradient a task and changes nothing about the run.
-        seed: of the memory's selection and split and of dropout in the memory's forward passes.
-            None: torch's current initial seed. The global random states are never drawn from.
+        seed: of the memory's selection, split and memory_batch_size, and of dropout in its forward
+            passes. None: torch's current initial seed. The global random states are never drawn
+            from.
 
     Attributes:
         last_projection: what the last iteration's projection did, its gradient left out; None where
@@ -103,7 +117,8 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         last_generalization: {0-based past task: cosine on the memory minus cosine on held-out
             samples} where the last iteration measured it, else empty.
         last_seconds: what the last iteration's parts took, by the clock on the wall: "memory" (the
-            gradients of the memory) and "projection". A GPU may still be at work then.
+            gradients of the memory; about nothing where they are used again) and "projection". A
+            GPU may still be at work then.
 
     Raises:
         ValueError: an argument out of range, at construction; a partition that does not fit the
@@ -125,7 +140,11 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         ridge: Literal["auto"] | Ridge = "auto",
         unassigned_parameters: Unassigned = "error",
         unused_parameters: Literal["exclude", "include"] = "exclude",
-        memory_batchnorm: Literal["update", "restore"] = "update",
+        memory_passes: Passes = "auto",
+        memory_batch_size: int | None = None,
+        refresh_every: int = 1,
+        max_row_bytes: int | None = None,
+        memory_batchnorm: BatchNorm = "update",
         memory_device: torch.device | str | None = None,
         generalization_every: int | None = None,
         seed: int | None = None,
@@ -164,11 +183,19 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         self.unused_parameters = one_of(
             "unused_parameters", unused_parameters, ("exclude", "include")
         )
-        self.memory_batchnorm = one_of("memory_batchnorm", memory_batchnorm, ("update", "restore"))
+        self._rows = MemoryRows(
+            passes=memory_passes,
+            batch_size=memory_batch_size,
+            refresh_every=refresh_every,
+            batchnorm=memory_batchnorm,
+            seed=_number(seeds[1]),
+        )
+        if max_row_bytes is not None:
+            positive_int("max_row_bytes", max_row_bytes)
+        self.max_row_bytes = max_row_bytes
         self.last_projection: Projection | None = None
         self.last_generalization: dict[int, float] = {}
         self.last_seconds: dict[str, float] = {}
-        self._random = RandomStream(_number(seeds[1]))
         self._probe = GeneralizationProbe(generalization_every, _number(seeds[2]))
         self._matrix = GradientMatrix()
         self._step = StepRecorder()
@@ -180,7 +207,7 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         self._boundaries_known = True
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Check that the partition fits the model; open the memory of a task that starts."""
+        """Check partition and size; open the memory of a task that starts."""
         boundary = task_boundary(strategy.experience)
         self._boundaries_known = boundary.known
         if boundary.starts:
@@ -190,6 +217,8 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         if self.memory.device is None:
             self.memory.device = strategy.device
         self._partition(strategy.model)
+        self._rows.start_experience()
+        self._check_size(strategy)
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Compute one gradient for each group of the memory."""
@@ -201,7 +230,7 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         self._strengths = self._lower_bounds(groups, strategy.clock.train_iterations)
         if groups:
             with self._timed("memory"):
-                self._compute_rows(strategy, groups)
+                self._fill_rows(strategy, groups)
 
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Project the gradient (restrict="gradient")."""
@@ -214,7 +243,7 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         with self._timed("projection"):
             projected = self._project(parameters, gradients)
             if projected is not None:
-                write_gradients(parameters, projected)
+                write_gradients(parameters, projected, gradients)
 
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
         """Remember where the parameters are (restrict="update")."""
@@ -281,60 +310,53 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         per_task = self.memory_strength_per == "task"
         return torch.tensor([strength * (g.share if per_task else 1.0) for g in groups])
 
-    def _compute_rows(self, strategy: Any, groups: list[MemoryGroup]) -> None:
+    def _check_size(self, strategy: Any) -> None:
+        closed, added = len(self.memory.closed_groups()), self.memory.groups
+        parameters = [p for _, p in restricted_parameters(strategy.model)]
+        now = closed if self._boundaries_known else closed + added
+        check_size(now, parameters, self.max_row_bytes, "in this experience")
+        at_end = rows_of_stream(strategy.experience, closed, added)
+        check_size(at_end, parameters, self.max_row_bytes, "in the stream's last experience")
+
+    def _fill_rows(self, strategy: Any, groups: list[MemoryGroup]) -> None:
         named = restricted_parameters(strategy.model)
         self._names, parameters = [name for name, _ in named], [p for _, p in named]
         self._restricted = self._partition(strategy.model)
         held_out = self._probe.groups(self.memory, strategy.clock.train_iterations)
         self._matrix.fit(parameters, len(groups) + len(held_out))
-        restore = self.memory_batchnorm == "restore"
-        statistics = restored_running_statistics(strategy.model) if restore else nullcontext()
-        with statistics, self._random.active(parameters[0].device):
-            for index, group in enumerate(groups):
-                gradients = _group_gradient(strategy, group, parameters)
-                self._matrix.set_row(index, gradients, parameters)
-        self._probe.fill(strategy, held_out, parameters, self._matrix)
+        rows = self._matrix.rows
+        if self._rows.fill(strategy, groups, parameters, rows[: len(groups)]):
+            self._matrix.rows_are_new()
+        self._probe.fill(strategy, held_out, parameters, rows[len(groups) :])
 
     def _project(
         self, parameters: list[nn.Parameter], vectors: list[Tensor | None]
     ) -> Tensor | None:
         """Project and keep what it did; return the projected vector, or None if it is unchanged."""
         self._matrix.set_gradient(vectors, parameters)
-        if self.unused_parameters == "exclude":
-            self._matrix.hold_still(parameters, [vector is None for vector in vectors])
-        modules = self._restricted.slices
-        is_gem = len(modules) == 1 and self.memory.groups == 1
+        exclude = self.unused_parameters == "exclude"
+        # What will not move must be no part of the problem: a solution that counts on it leaves the
+        # cone as soon as the part of it that does not move is dropped.
+        where = zip(vectors, positions(parameters), strict=True)
+        still = [columns for vector, columns in where if exclude and vector is None]
+        is_gem = len(self._restricted.slices) == 1 and self.memory.groups == 1
         automatic: Ridge = _GEM_RIDGE if is_gem else "relative"
+        rows = self._matrix.rows
         projection = project(
             self._matrix.gradient,
-            self._matrix.rows[: len(self._strengths)],
+            rows[: len(self._strengths)],
             memory_strength=self._strengths,
-            modules=modules,
+            modules=self._partitions.moving(self._restricted, still),
             solver=self.solver,
             ridge=automatic if self.ridge == "auto" else self.ridge,
         )
-        rows = self._matrix.rows
-        self.last_generalization = self._probe.gaps(projection.gradient, rows, self.memory)
+        self.last_generalization = self._probe.gaps(projection.gradient, rows, self.memory, still)
         self.last_projection = dataclasses.replace(
             projection,
             gradient=torch.empty(0),  # the long vector may be the matrix's own memory
             module_names=self._restricted.names,
         )
         return projection.gradient if projection.violated else None
-
-
-def _group_gradient(
-    strategy: Any, group: MemoryGroup, parameters: list[nn.Parameter]
-) -> tuple[Tensor | None, ...]:
-    try:
-        return batch_gradient(strategy, group.batch, parameters)
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise ValueError(
-            "memory_groups: a group of one sample cannot pass batch normalisation in training "
-            "mode; use fewer memory_groups or more patterns_per_experience"
-        ) from error
 
 
 def _number(seed: np.random.SeedSequence) -> int:
@@ -351,7 +373,7 @@ def _solver(solver: str | DualSolver) -> DualSolver:
     if callable(solver) and not isinstance(solver, str | type):
         return solver
     name = one_of("solver", solver, ("exact", "approximate"))
-    return QuadprogSolver() if name == "exact" else DiagonalSolver()
+    return PivotingSolver() if name == "exact" else DiagonalSolver()
 
 
 def _ridge(ridge: float | str) -> float | Literal["auto", "relative"]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from avalanche_mgem.model.gradients import GradientMatrix, positions, write_gradients
+from avalanche_mgem.model.gradients import GradientMatrix, into_row, positions, write_gradients
 
 
 def parameters(dtype=torch.float32):
@@ -23,7 +23,7 @@ def test_what_is_set_is_what_is_written_back(dtype):
     matrix.set_gradient([values[0], None, values[2]], own)
     assert matrix.gradient[6:10].tolist() == [0.0] * 4
     own[0].grad, own[2].grad = torch.zeros_like(own[0]), torch.zeros_like(own[2])
-    write_gradients(own, matrix.gradient)
+    write_gradients(own, matrix.gradient, [values[0], None, values[2]])
     assert torch.equal(own[0].grad, values[0])
     assert own[1].grad is None
     assert torch.equal(own[2].grad, values[2])
@@ -33,22 +33,33 @@ def test_rows_are_apart_from_the_gradient():
     own = parameters()
     matrix = GradientMatrix()
     matrix.fit(own, 2)
-    matrix.set_row(0, [torch.ones_like(p) for p in own], own)
-    matrix.set_row(1, [None, torch.ones(4) * 2, None], own)
+    into_row(matrix.rows[0], [torch.ones_like(p) for p in own], own)
+    into_row(matrix.rows[1], [None, torch.ones(4) * 2, None], own)
     matrix.set_gradient([torch.ones_like(p) * 3 for p in own], own)
     assert matrix.rows.tolist() == [[1.0] * 11, [0.0] * 6 + [2.0] * 4 + [0.0]]
     assert matrix.gradient.tolist() == [3.0] * 11
 
 
-def test_held_parameters_are_zero_in_every_row():
+def test_a_part_of_the_row_is_not_copied_onto_itself():
+    own = parameters()
+    row = torch.arange(11.0)
+    into_row(row, [row[columns] for columns in positions(own)], own)
+    assert row.tolist() == list(range(11))
+
+
+def test_scaling_twice_is_scaling_once_until_rows_are_new():
     own = parameters()
     matrix = GradientMatrix()
     matrix.fit(own, 1)
-    for setter in (matrix.set_gradient, lambda v, p: matrix.set_row(0, v, p)):
-        setter([torch.ones_like(p) for p in own], own)
-    matrix.hold_still(own, [False, True, False])
-    kept = [1.0] * 6 + [0.0] * 4 + [1.0]
-    assert matrix.gradient.tolist() == matrix.rows[0].tolist() == kept
+    matrix.rows.fill_(1.0)
+    for _ in range(2):
+        matrix.scale_rows([2.0, 1.0, 0.5], own)
+        assert matrix.rows[0].tolist() == [2.0] * 6 + [1.0] * 4 + [0.5]
+    matrix.scale_rows([1.0, 1.0, 1.0], own)
+    assert matrix.rows[0].tolist() == [1.0] * 11
+    matrix.rows_are_new()
+    matrix.scale_rows([3.0, 1.0, 1.0], own)
+    assert matrix.rows[0].tolist() == [3.0] * 6 + [1.0] * 5
 
 
 def test_the_buffer_is_made_anew_only_when_it_must_be():

@@ -1,0 +1,68 @@
+"""A minibatch is whatever a collate function makes; here it is moved, cut and joined as such."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Batch = Any  # a tensor, or a list, tuple or mapping of batches
+
+
+def to_device(batch: Batch, device: torch.device | None) -> Batch:
+    """Return a new batch of the same kind whose tensors are on `device` (None: where they are)."""
+    if isinstance(batch, Tensor):
+        return batch if device is None else batch.to(device)
+    if isinstance(batch, Mapping | list | tuple):
+        return _field_by_field([batch], lambda fields: to_device(fields[0], device))
+    return batch
+
+
+def samples_of(batch: Batch, chosen: slice | Tensor, size: int) -> Batch:
+    """Return some of the samples of a batch of `size` samples.
+
+    Raises:
+        ValueError: a field is no tensor with one entry for each sample.
+    """
+    if isinstance(batch, Tensor):
+        if batch.ndim == 0 or len(batch) != size:
+            raise ValueError(f"a batch of {size} samples has a field of shape {batch.shape}")
+        return batch[chosen.to(batch.device)] if isinstance(chosen, Tensor) else batch[chosen]
+    return _field_by_field([batch], lambda fields: samples_of(fields[0], chosen, size))
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Return one batch with the samples of all.
+
+    Raises:
+        ValueError: a field is no tensor, or its samples differ in shape or kind.
+    """
+    if isinstance(batches[0], Tensor):
+        if len({(field.shape[1:], field.dtype, field.device) for field in batches}) > 1:
+            raise ValueError("the samples differ in shape, kind or device")
+        return torch.cat(list(batches))
+    return _field_by_field(batches, joined)
+
+
+def own_storage(batch: Batch) -> Batch:
+    """Return the batch with tensors that are no part of larger ones."""
+    if isinstance(batch, Tensor):
+        whole = batch.untyped_storage().nbytes() == batch.numel() * batch.element_size()
+        return batch if whole else batch.clone()
+    if isinstance(batch, Mapping | list | tuple):
+        return _field_by_field([batch], lambda fields: own_storage(fields[0]))
+    return batch
+
+
+def _field_by_field(batches: Sequence[Batch], function: Callable[[list[Batch]], Batch]) -> Batch:
+    """A batch of the kind of the first, of what `function` makes of each field of all."""
+    first = batches[0]
+    if isinstance(first, Mapping):
+        made = {key: function([batch[key] for batch in batches]) for key in first}
+        return type(first)(made)  # type: ignore[call-arg]  # a BatchEncoding stays one
+    if not isinstance(first, list | tuple):
+        raise ValueError(f"a batch has a field of type {type(first).__name__}")
+    fields = [function(list(column)) for column in zip(*batches, strict=True)]
+    return type(first)(*fields) if hasattr(first, "_fields") else type(first)(fields)

@@ -1,0 +1,141 @@
+"""The gradients of many groups of samples in one forward and one backward pass.
+
+A linear layer y = xW' + b has the gradient dL/dW = (dL/dy)'x, a sum over samples. So where linear
+layers are all that has parameters, and nothing but them stands between a sample's input and its
+output, the samples of many groups can go through the model together: the sums are taken group by
+group, each by one product that writes where the group's row is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_mgem.model.gradients import Parameters, positions
+
+_POINTWISE = (
+    nn.CELU,
+    nn.Dropout,
+    nn.ELU,
+    nn.Flatten,
+    nn.GELU,
+    nn.Hardsigmoid,
+    nn.Hardswish,
+    nn.Hardtanh,
+    nn.Identity,
+    nn.LeakyReLU,
+    nn.LogSigmoid,
+    nn.LogSoftmax,
+    nn.Mish,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.SELU,
+    nn.SiLU,
+    nn.Sigmoid,
+    nn.Softmax,
+    nn.Softplus,
+    nn.Softsign,
+    nn.Tanh,
+)
+
+
+class NotGroupedError(ValueError):
+    """The model, or this batch of it, wants a pass for each group."""
+
+
+@dataclass(frozen=True)
+class LinearCall:
+    """One call of a linear layer: its input [N, ..., in] and its output [N, ..., out]."""
+
+    layer: nn.Linear
+    input: Tensor
+    output: Tensor
+
+
+def why_not_grouped(model: nn.Module, parameters: Parameters) -> str | None:
+    """Return what speaks against one pass for many groups, or None.
+
+    Only what the modules are is looked at; what a model's own `forward` does besides shows in a
+    comparison with a pass of its own.
+    """
+    leaves = [module for module in model.modules() if not any(module.children())]
+    for leaf in leaves:
+        if type(leaf) is not nn.Linear and type(leaf) not in _POINTWISE:
+            return f"{type(leaf).__name__} is neither a linear nor a pointwise layer"
+    linears = [leaf for leaf in leaves if isinstance(leaf, nn.Linear)]
+    owned = [id(p) for layer in linears for p in layer.parameters()]
+    if len(set(owned)) < len(owned):
+        return "two linear layers share a parameter"
+    if any(id(p) not in owned or p.is_complex() for p in parameters):
+        return "a parameter belongs to no linear layer"
+    return None
+
+
+@contextmanager
+def recorded_linears(model: nn.Module) -> Iterator[list[LinearCall]]:
+    """Record the calls of linear layers inside; the hooks are gone on the way out."""
+    calls: list[LinearCall] = []
+
+    def record(layer: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+        assert isinstance(layer, nn.Linear)  # no other layer gets this hook
+        calls.append(LinearCall(layer, arguments[0].detach(), output))
+
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    hooks = [layer.register_forward_hook(record) for layer in layers]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def write_grouped_gradients(
+    calls: Sequence[LinearCall], loss: Tensor, parameters: Parameters, rows: Tensor
+) -> None:
+    """Write the gradients of a sum of G losses, of n samples each, into rows [G, P].
+
+    Args:
+        calls: of the linear layers, on G * n samples, group after group.
+        loss: the sum over the groups; each sample is in one group's loss only.
+        parameters: where each lies in a row, in order.
+        rows: what is written; a parameter that no call used gets zeros.
+
+    Raises:
+        NotGroupedError: a layer was called twice, or on other than G * n samples.
+    """
+    if len({id(call.layer) for call in calls}) < len(calls):
+        raise NotGroupedError("a linear layer is used twice")
+    place = {id(p): at for p, at in zip(parameters, positions(parameters), strict=True)}
+    moving = [c for c in calls if any(id(p) in place for p in c.layer.parameters())]
+    slopes = torch.autograd.grad(loss, [c.output for c in moving], allow_unused=True)
+    unused = set(place)
+    for call, slope in zip(moving, slopes, strict=True):
+        if slope is not None:
+            unused -= _write_layer(call, slope, place, rows)
+    for parameter in unused:
+        rows[:, place[parameter]] = 0.0
+
+
+def _write_layer(
+    call: LinearCall, slope: Tensor, place: dict[int, slice], rows: Tensor
+) -> set[int]:
+    """Write one layer's part of the rows; return which parameters it was."""
+    groups, layer = len(rows), call.layer
+    if len(call.input) != len(slope) or len(slope) % groups:
+        raise NotGroupedError("a linear layer sees other samples than the model was given")
+    written = set()
+    slope = slope.reshape(groups, -1, layer.out_features).to(rows.dtype)
+    if (at := place.get(id(layer.weight))) is not None:
+        inputs = call.input.reshape(groups, -1, layer.in_features).to(rows.dtype)
+        out = rows[:, at].view(groups, layer.out_features, layer.in_features)
+        torch.bmm(slope.transpose(1, 2), inputs, out=out)
+        written.add(id(layer.weight))
+    if layer.bias is not None and (at := place.get(id(layer.bias))) is not None:
+        torch.sum(slope, 1, out=rows[:, at])
+        written.add(id(layer.bias))
+    return written
