@@ -5,7 +5,7 @@
 
 Settings of GEM's code (METHODS: arXiv 1706.08840, 2410.00868): 1,000 training examples a task, one
 epoch, batches of 10, SGD at 0.1, 256 memories a task, MLP 784-100-100-10; here 10 tasks, 3 seeds,
-and 2,000 test examples a task. Stop it whenever you like; the same command continues. With
+and 2,000 test examples a task, unless told otherwise (GEM's own number of tasks is 20). Stop it whenever you like; the same command continues. With
 --undivided it runs one method alone: d-mGEM with gamma on every row, not shared by a task's groups.
 """
 
@@ -55,6 +55,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Results folder.")],
     seeds: int = 3,
     experiences: int = 10,
+    test_examples: Annotated[int, typer.Option(help="Test examples a task.")] = 2000,
     jobs: int = 1,
     only_undivided: Annotated[
         bool, typer.Option("--undivided", help="Gamma on every row, that method alone.")
@@ -63,7 +64,7 @@ def main(
     arguments = {
         "n_experiences": experiences,
         "train_per_experience": 1000,
-        "test_per_experience": 2000,
+        "test_per_experience": test_examples,
         "data_root": str(data_root),
     }
     compare(

@@ -149,7 +149,7 @@ def test_samples_are_drawn_from_each_group_and_anew(passes):
     """With one layer and no bias a row of one sample tells which sample it was."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6, bias=False))
-    rows, plugin, strategy = rows_of(passes, model=model, memory_groups=2, memory_batch_size=1)
+    rows, plugin, _ = rows_of(passes, model=model, memory_groups=2, memory_batch_size=1)
     groups = plugin.memory.closed_groups()[:2]
     drawn = [set(), set()]
     for iteration in rows:
@@ -195,7 +195,7 @@ def test_a_memory_that_cannot_be_indexed_says_so():
 
 @pytest.mark.parametrize("every", [2, 3])
 def test_rows_serve_as_long_as_they_were_told_to(every):
-    seen, plugin, _ = rows_of("auto", refresh_every=every)
+    seen, _, _ = rows_of("auto", refresh_every=every)
     per_experience = len(seen) // 2
     for start in (0, per_experience):
         own = seen[start : start + per_experience]

@@ -1,5 +1,7 @@
 """One pass for many groups against a pass for each."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -54,7 +56,7 @@ def together(model, x, y, groups, parameters):
 def test_the_rows_are_those_of_a_pass_each(widths, groups, size, tokens, bias, frozen, activation):
     torch.manual_seed(0)
     layers = []
-    for into, out in zip(widths, widths[1:], strict=False):
+    for into, out in pairwise(widths):
         layers += [nn.Linear(into, out, bias=bias), activation]
     model = nn.Sequential(*layers[:-1])
     for index, parameter in enumerate(model.parameters()):
