@@ -5,8 +5,9 @@
 
 Settings of GEM's code (METHODS: arXiv 1706.08840, 2410.00868): 1,000 training examples a task, one
 epoch, batches of 10, SGD at 0.1, 256 memories a task, MLP 784-100-100-10; here 10 tasks, 3 seeds,
-and 2,000 test examples a task, unless told otherwise (GEM's own number of tasks is 20). Stop it whenever you like; the same command continues. With
---undivided it runs one method alone: d-mGEM with gamma on every row, not shared by a task's groups.
+and 2,000 test examples a task, unless told otherwise (GEM has 20 tasks). Stop it whenever you like;
+the same command continues. With --undivided it runs one method alone: d-mGEM with gamma on every
+row, not shared by a task's groups.
 """
 
 from __future__ import annotations
