@@ -9,7 +9,6 @@ throughout. Everything that is K numbers or K x K comes back as a float64 array 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,18 +27,6 @@ _RUN = 1 << 18
 _RUN_ELSEWHERE = 1 << 22
 # What lies within these bounds was multiplied in float32 without losing what matters.
 _SMALLEST, _LARGEST = 1e-24, 1e34
-
-
-class Move(NamedTuple):
-    """What comes of moving a module's gradient g_m to z_m.
-
-    Args:
-        slopes: A_m z_m, which is the dual problem's derivative but for its ridge, [K].
-        products: the dot products of g_m, z_m and z_m - g_m, a symmetric matrix [3, 3].
-    """
-
-    slopes: Array
-    products: Array
 
 
 class Block:
@@ -74,18 +61,28 @@ class Block:
             dots[unsure] = self._in_float64(self._rows[torch.from_numpy(unsure)]).dots()
         return dots
 
-    def move(self, dual: Array, out: Tensor) -> Move:
-        """Write z_m = g_m + A_m' v into out [P], and tell what comes of it; v is [K]."""
-        weights, slopes, products = self._weights(dual), [], []
+    def move(self, dual: Array, out: Tensor) -> Array:
+        """Write z_m = g_m + A_m' v into out [P], for v [K]; return A_m z_m, [K].
+
+        That is the derivative of the dual problem, but for its ridge.
+        """
+        weights, slopes = self._weights(dual), []
         for columns, (gradient, rows) in zip(self._columns, self._read(), strict=True):
-            change = torch.mv(rows.T, weights)
-            triple = torch.stack((gradient, gradient + change, change))
-            out[columns] = triple[1]
-            slopes.append(torch.mv(rows, triple[1]))
-            products.append(triple @ triple.T)
-        move = Move(_sum(slopes, len(self._rows)), _sum(products, 3, 3))
-        held = self._held(bool(np.isfinite(move.slopes).all() and np.isfinite(move.products).all()))
-        return move if held else self.move(dual, out)
+            moved = gradient + torch.mv(rows.T, weights)
+            out[columns] = moved
+            slopes.append(torch.mv(rows, moved))
+        total = _sum(slopes, len(self._rows))
+        return total if self._held(bool(np.isfinite(total).all())) else self.move(dual, out)
+
+    def products(self, out: Tensor) -> Array:
+        """Return the dot products of g_m, z_m and z_m - g_m, with z_m from out [P]: [3, 3]."""
+        terms = []
+        for columns, (gradient, _) in zip(self._columns, self._runs, strict=True):
+            triple = torch.stack((gradient, out[columns], out[columns] - gradient))
+            triple = triple.double() if self._wide else triple
+            terms.append(triple @ triple.T)
+        products = _sum(terms, 3, 3)
+        return products if self._held(bool(np.isfinite(products).all())) else self.products(out)
 
     def gram(self, new: Indices, chosen: Indices) -> Array:
         """Return the products of new rows with the chosen ones, which end in the new: [n, c]."""

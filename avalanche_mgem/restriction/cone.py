@@ -127,9 +127,9 @@ def _project(
     projected = gradient.clone() if touched else gradient
     retries = getattr(solver, "retries", 0)
     for index in touched:
-        dual[index], products[index] = restrict(
-            blocks[index], dots[index], strength, solver, ridge, projected
-        )
+        block = blocks[index]
+        dual[index] = restrict(block, dots[index], strength, solver, ridge, projected)
+        products[index] = block.products(projected)
     if not (np.sqrt(products[:, 1, 1]) <= torch.finfo(gradient.dtype).max).all():
         raise FloatingPointError("the projected gradient is not finite: its numbers are too large")
     change, cosine, module_change, module_cosine = _change(gradient, blocks, products, touched)

@@ -24,7 +24,7 @@ RELATIVE_RIDGE = 1e-7
 
 def restrict(
     block: Block, dots: Array, lower: Array, solver: DualSolver, ridge: Ridge, out: Tensor
-) -> tuple[Array, Array]:
+) -> Array:
     """Project a module that has a violated row, into `out`.
 
     Args:
@@ -38,7 +38,7 @@ def restrict(
         out: z [P], of which the module's positions are written.
 
     Returns:
-        v [K], and the dot products of g_m, z_m and z_m - g_m, [3, 3].
+        v [K].
     """
     if getattr(solver, "exact", False):
         return _in_rounds(block, dots, lower, solver, ridge, out)
@@ -51,15 +51,15 @@ def restrict(
         gram[chosen, chosen] += _ridge(gram[chosen, chosen], ridge)
     dual = lower.copy()
     dual[chosen] = _solved(solver, gram, dots[chosen], lower[chosen])
-    return dual, block.move(dual, out).products
+    block.move(dual, out)
+    return dual
 
 
 def _in_rounds(
     block: Block, dots: Array, lower: Array, solver: DualSolver, ridge: Ridge, out: Tensor
-) -> tuple[Array, Array]:
-    dual, here, products = lower.copy(), dots, np.zeros((3, 3))
-    if lower.any():
-        here, products = block.move(dual, out)
+) -> Array:
+    dual = lower.copy()
+    here = block.move(dual, out) if lower.any() else dots
     start = here.copy()  # the derivative at v = lower, where every round begins
     waiting = np.ones(len(lower), dtype=bool)
     chosen, gram = np.empty(0, dtype=np.int64), np.empty((0, 0))
@@ -70,8 +70,8 @@ def _in_rounds(
         start[new] += added * lower[new]
         rise = _solved(solver, gram, start[chosen], np.zeros(len(chosen)))
         dual[chosen] = lower[chosen] + rise
-        here, products = block.move(dual, out)
-    return dual, products
+        here = block.move(dual, out)
+    return dual
 
 
 def _grown(gram: Array, rows: Array, ridge: Ridge) -> tuple[Array, Array]:

@@ -52,7 +52,8 @@ def test_a_move_is_the_sum_and_what_it_tells_is_true(n_rows):
     dual = np.linspace(0, 1, n_rows)
     module = [slice(10, 3_000), slice(3_500, LONG)]
     out = gradient.clone()
-    slopes, products = Block(gradient, rows, module).move(dual, out)
+    block = Block(gradient, rows, module)
+    slopes, products = block.move(dual, out), block.products(out)
     moved = gradient.double() + torch.from_numpy(dual) @ rows.double()
     at = np.r_[10:3_000, 3_500:LONG]
     still = np.setdiff1d(np.arange(LONG), at)
