@@ -26,9 +26,9 @@ from avalanche_mgem.model.randomness import RandomStream
 Passes = Literal["auto", "loop", "grouped"]
 BatchNorm = Literal["update", "restore"]
 
-# Samples that go through the model at once: enough to fill its products, few enough to stay in a
-# processor's cache.
-_SAMPLES = 2048
+# Inputs and outputs of linear layers that a pass may hold: enough samples to fill the products, few
+# enough to stay in a processor's cache and to be little beside the rows.
+_NUMBERS = 1 << 21
 # How far a grouped row may be from the loop's, relative to its length, before the model is believed
 # to do something that its modules do not show. Rounding stays well below.
 _TOLERANCE = 1e-4
@@ -132,7 +132,7 @@ class MemoryRows:
         if self._grouped is False or self.passes == "loop":
             return False
         try:
-            self._gather(groups)
+            self._gather(groups, samples_a_pass(strategy.model))
             if self._grouped is None:
                 self._grouped = self._takes_groups(strategy, parameters, rows)
             for chunk in self._chunks if self._grouped else ():
@@ -160,13 +160,13 @@ class MemoryRows:
             raise NotGroupedError("the model's forward mixes samples, or uses parameters outside")
         return True
 
-    def _gather(self, groups: list[MemoryGroup]) -> None:
+    def _gather(self, groups: list[MemoryGroup], samples: int) -> None:
         """Join the groups' samples; the groups share their storage from then on."""
         if [*map(id, groups)] == [*map(id, self._groups)]:
             return
         known = {(c.rows.start, c.rows.stop): c for c in self._chunks}
         chunks = []
-        for rows in _runs([group.size for group in groups]):
+        for rows in _runs([group.size for group in groups], samples):
             chunk, own = known.get((rows.start, rows.stop)), groups[rows]
             if chunk is None or [*map(id, own)] != [*map(id, self._groups[rows])]:
                 chunk = _Chunk(rows, _shared(own), own[0].size)
@@ -185,12 +185,19 @@ class MemoryRows:
             raise ValueError(f"memory_batch_size cannot draw from this memory: {error}") from error
 
 
-def _runs(sizes: Sequence[int]) -> Iterator[slice]:
-    """Neighbours of one size, as many as make up a pass's samples, and at least one."""
+def samples_a_pass(model: nn.Module) -> int:
+    """Return how many samples of one position each may go through the model at once."""
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    held = sum(layer.in_features + layer.out_features for layer in linears)
+    return max(1, _NUMBERS // max(held, 1))
+
+
+def _runs(sizes: Sequence[int], samples: int) -> Iterator[slice]:
+    """Neighbours of one size, as many as make up so many samples, and at least one."""
     start = 0
     for size, same in groupby(sizes):
         stop = start + len(list(same))
-        step = max(1, _SAMPLES // size)
+        step = max(1, samples // size)
         for first in range(start, stop, step):
             yield slice(first, min(first + step, stop))
         start = stop

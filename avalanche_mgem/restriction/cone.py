@@ -117,17 +117,21 @@ def _project(
     solver: DualSolver,
     ridge: Ridge,
 ) -> Projection:
-    dots = np.stack([block.dots() for block in blocks])
-    if not np.isfinite(dots).all():
-        raise FloatingPointError(
-            "the gradient or a memory row holds NaN or Inf: nothing to project"
-        )
+    dots = np.zeros((len(blocks), len(strength)))
     dual, products = np.zeros_like(dots), np.zeros((len(blocks), 3, 3))
-    touched = np.flatnonzero((dots < 0).any(axis=1)).tolist()
-    projected = gradient.clone() if touched else gradient
-    retries = getattr(solver, "retries", 0)
-    for index in touched:
-        block = blocks[index]
+    projected, retries = gradient, getattr(solver, "retries", 0)
+    touched: list[int] = []
+    # Module by module, all of it: what a processor has just read of a module it reads again.
+    for index, block in enumerate(blocks):
+        dots[index] = block.dots()
+        if not np.isfinite(dots[index]).all():
+            raise FloatingPointError(
+                "the gradient or a memory row holds NaN or Inf: nothing to project"
+            )
+        if not (dots[index] < 0).any():
+            continue
+        projected = projected if touched else gradient.clone()
+        touched.append(index)
         dual[index] = restrict(block, dots[index], strength, solver, ridge, projected)
         products[index] = block.products(projected)
     if not (np.sqrt(products[:, 1, 1]) <= torch.finfo(gradient.dtype).max).all():
@@ -201,8 +205,8 @@ def _left(modules: Sequence[Module], size: int) -> Module:
 def _ratios(products: Array) -> tuple[Array, Array]:
     """Relative changes and cosines from the products of g, z and z - g, [N, 3, 3]; 0 for 0 / 0."""
     length, length_after, change = np.sqrt(np.diagonal(products, axis1=1, axis2=2).T)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # One division after the other: two short lengths may have too small a product.
-        cosine = np.nan_to_num(products[:, 0, 1] / length / length_after, posinf=0.0, neginf=0.0)
-        ratio = np.nan_to_num(change / length, posinf=0.0, neginf=0.0)
-    return ratio, np.clip(cosine, -1.0, 1.0)
+    # A division by infinity is zero, whatever is divided: products are finite. One division after
+    # the other: two short lengths may have too small a product.
+    length, length_after = (np.where(size > 0, size, np.inf) for size in (length, length_after))
+    cosine = products[:, 0, 1] / length / length_after
+    return change / length, np.minimum(np.maximum(cosine, -1.0), 1.0)

@@ -49,7 +49,7 @@ def restrict(
         chosen = np.arange(len(dots))
         gram = block.gram(chosen, chosen)
         gram[chosen, chosen] += _ridge(gram[chosen, chosen], ridge)
-    dual = lower.copy()
+    dual: Array = lower.copy()
     dual[chosen] = _solved(solver, gram, dots[chosen], lower[chosen])
     block.move(dual, out)
     return dual
@@ -58,7 +58,7 @@ def restrict(
 def _in_rounds(
     block: Block, dots: Array, lower: Array, solver: DualSolver, ridge: Ridge, out: Tensor
 ) -> Array:
-    dual = lower.copy()
+    dual: Array = lower.copy()
     here = block.move(dual, out) if lower.any() else dots
     start = here.copy()  # the derivative at v = lower, where every round begins
     waiting = np.ones(len(lower), dtype=bool)
@@ -80,10 +80,10 @@ def _grown(gram: Array, rows: Array, ridge: Ridge) -> tuple[Array, Array]:
     The new rows' own columns come last.
     """
     old = len(gram)
+    added = _ridge(np.diagonal(rows, offset=old), ridge)
     grown = np.empty((rows.shape[1], rows.shape[1]))
     grown[:old, :old], grown[old:], grown[:old, old:] = gram, rows, rows[:, :old].T
-    added = _ridge(np.diagonal(rows, offset=old), ridge)
-    grown[range(old, len(grown)), range(old, len(grown))] += added
+    grown.flat[old * (len(grown) + 1) :: len(grown) + 1] += added
     return grown, added
 
 
