@@ -29,7 +29,9 @@ def samples_of(batch: Batch, chosen: slice | Tensor, size: int) -> Batch:
     if isinstance(batch, Tensor):
         if batch.ndim == 0 or len(batch) != size:
             raise ValueError(f"a batch of {size} samples has a field of shape {batch.shape}")
-        return batch[chosen.to(batch.device)] if isinstance(chosen, Tensor) else batch[chosen]
+        if isinstance(chosen, slice):
+            return batch[chosen]
+        return batch.index_select(0, chosen.to(batch.device))
     return _field_by_field([batch], lambda fields: samples_of(fields[0], chosen, size))
 
 

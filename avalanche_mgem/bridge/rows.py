@@ -166,7 +166,7 @@ class MemoryRows:
             return
         known = {(c.rows.start, c.rows.stop): c for c in self._chunks}
         chunks = []
-        for rows in _runs([group.size for group in groups], samples):
+        for rows in _runs([group.size for group in groups], samples, self.batch_size):
             chunk, own = known.get((rows.start, rows.stop)), groups[rows]
             if chunk is None or [*map(id, own)] != [*map(id, self._groups[rows])]:
                 chunk = _Chunk(rows, _shared(own), own[0].size)
@@ -192,12 +192,12 @@ def samples_a_pass(model: nn.Module) -> int:
     return max(1, _NUMBERS // max(held, 1))
 
 
-def _runs(sizes: Sequence[int], samples: int) -> Iterator[slice]:
-    """Neighbours of one size, as many as make up so many samples, and at least one."""
+def _runs(sizes: Sequence[int], samples: int, drawn: int | None) -> Iterator[slice]:
+    """Neighbours of one size, as many as give a pass so many samples, and at least one."""
     start = 0
     for size, same in groupby(sizes):
         stop = start + len(list(same))
-        step = max(1, samples // size)
+        step = max(1, samples // min(size, drawn or size))
         for first in range(start, stop, step):
             yield slice(first, min(first + step, stop))
         start = stop
