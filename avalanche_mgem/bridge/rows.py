@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -111,11 +111,18 @@ class MemoryRows:
         self._written, self._age = None, 0  # nothing is written if what follows fails
         restore = self.batchnorm == "restore"
         statistics = restored_running_statistics(strategy.model) if restore else nullcontext()
-        with statistics, self._random.active(parameters[0].device):
+        with statistics, self._own_random_numbers(strategy.model, parameters[0].device):
             if not self._fill_grouped(strategy, groups, parameters, rows):
                 self._fill_one_by_one(strategy, groups, parameters, rows)
         self._written = source
         return True
+
+    def _own_random_numbers(
+        self, model: nn.Module, device: torch.device
+    ) -> AbstractContextManager[None]:
+        """For the forward passes; a model that takes groups together draws in dropout only."""
+        quiet = self._grouped and not any(_active_dropout(model))
+        return nullcontext() if quiet else self._random.active(device)
 
     def _fill_one_by_one(
         self, strategy: Any, groups: list[MemoryGroup], parameters: list[nn.Parameter], rows: Tensor
@@ -132,7 +139,7 @@ class MemoryRows:
         if self._grouped is False or self.passes == "loop":
             return False
         try:
-            self._gather(groups, samples_a_pass(strategy.model))
+            self._gather(groups, strategy.model)
             if self._grouped is None:
                 self._grouped = self._takes_groups(strategy, parameters, rows)
             for chunk in self._chunks if self._grouped else ():
@@ -160,13 +167,14 @@ class MemoryRows:
             raise NotGroupedError("the model's forward mixes samples, or uses parameters outside")
         return True
 
-    def _gather(self, groups: list[MemoryGroup], samples: int) -> None:
+    def _gather(self, groups: list[MemoryGroup], model: nn.Module) -> None:
         """Join the groups' samples; the groups share their storage from then on."""
         if [*map(id, groups)] == [*map(id, self._groups)]:
             return
         known = {(c.rows.start, c.rows.stop): c for c in self._chunks}
         chunks = []
-        for rows in _runs([group.size for group in groups], samples, self.batch_size):
+        sizes = [group.size for group in groups]
+        for rows in _runs(sizes, samples_a_pass(model), self.batch_size):
             chunk, own = known.get((rows.start, rows.stop)), groups[rows]
             if chunk is None or [*map(id, own)] != [*map(id, self._groups[rows])]:
                 chunk = _Chunk(rows, _shared(own), own[0].size)
@@ -219,10 +227,14 @@ def _shared(groups: list[MemoryGroup]) -> Batch:
     return batch
 
 
+def _active_dropout(model: nn.Module) -> Iterator[nn.Module]:
+    return (m for m in model.modules() if isinstance(m, nn.Dropout) and m.training)
+
+
 @contextmanager
 def _without_dropout(model: nn.Module) -> Iterator[None]:
     """No dropout inside: two passes can be compared."""
-    active = [m for m in model.modules() if isinstance(m, nn.Dropout) and m.training]
+    active = list(_active_dropout(model))
     for module in active:
         module.eval()
     try:

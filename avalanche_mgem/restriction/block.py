@@ -75,13 +75,14 @@ class Block:
         return total if self._held(bool(np.isfinite(total).all())) else self.move(dual, out)
 
     def products(self, out: Tensor) -> Array:
-        """Return the dot products of g_m, z_m and z_m - g_m, with z_m from out [P]: [3, 3]."""
+        """Return ||g_m||^2, ||z_m||^2, ||z_m - g_m||^2 and <g_m, z_m>, with z_m from out [P]."""
         terms = []
         for columns, (gradient, _) in zip(self._columns, self._runs, strict=True):
-            triple = torch.stack((gradient, out[columns], out[columns] - gradient))
-            triple = self._widened(triple)
-            terms.append(triple @ triple.T)
-        products = _sum(terms, 3, 3)
+            g, z = self._widened(gradient), self._widened(out[columns])
+            change = z - g
+            pairs = ((g, g), (z, z), (change, change), (g, z))
+            terms.append(torch.stack([torch.dot(a, b) for a, b in pairs]))
+        products = _sum(terms, 4)
         return products if self._held(bool(np.isfinite(products).all())) else self.products(out)
 
     def gram(self, new: Indices, chosen: Indices) -> Array:

@@ -118,7 +118,7 @@ def _project(
     ridge: Ridge,
 ) -> Projection:
     dots = np.zeros((len(blocks), len(strength)))
-    dual, products = np.zeros_like(dots), np.zeros((len(blocks), 3, 3))
+    dual, products = np.zeros_like(dots), np.zeros((len(blocks), 4))
     projected, retries = gradient, getattr(solver, "retries", 0)
     touched: list[int] = []
     # Module by module, all of it: what a processor has just read of a module it reads again.
@@ -134,7 +134,7 @@ def _project(
         touched.append(index)
         dual[index] = restrict(block, dots[index], strength, solver, ridge, projected)
         products[index] = block.products(projected)
-    if not (np.sqrt(products[:, 1, 1]) <= torch.finfo(gradient.dtype).max).all():
+    if not (np.sqrt(products[:, 1]) <= torch.finfo(gradient.dtype).max).all():
         raise FloatingPointError("the projected gradient is not finite: its numbers are too large")
     change, cosine, module_change, module_cosine = _change(gradient, blocks, products, touched)
     return Projection(
@@ -181,14 +181,14 @@ def _change(
 ) -> tuple[float, float, Array, Array]:
     """The change and the cosine of the whole, then [M] of them for the modules.
 
-    products: of g_m, z_m and z_m - g_m in each module, [M, 3, 3], zero in those left as they are.
+    products: of each module, as `Block.products` has them, [M, 4]; zero in those left as they are.
     """
     changes, cosines = np.zeros(len(blocks)), np.ones(len(blocks))
     if not touched:
         return 0.0, 1.0, changes, cosines
     left = _left([blocks[index].module for index in touched], gradient.numel())
     whole = products.sum(axis=0)
-    whole[:2, :2] += Block(gradient, gradient[None], left).dots()
+    whole[[0, 1, 3]] += Block(gradient, gradient[None], left).dots()
     changes[touched], cosines[touched] = _ratios(products[touched])
     (change,), (cosine,) = _ratios(whole[None])
     return float(change), float(cosine), changes, cosines
@@ -203,10 +203,10 @@ def _left(modules: Sequence[Module], size: int) -> Module:
 
 
 def _ratios(products: Array) -> tuple[Array, Array]:
-    """Relative changes and cosines from the products of g, z and z - g, [N, 3, 3]; 0 for 0 / 0."""
-    length, length_after, change = np.sqrt(np.diagonal(products, axis1=1, axis2=2).T)
+    """Relative changes and cosines from rows of `Block.products`, [N, 4]; 0 for 0 / 0."""
+    length, length_after, change = np.sqrt(products[:, :3].T)
     # A division by infinity is zero, whatever is divided: products are finite. One division after
     # the other: two short lengths may have too small a product.
     length, length_after = (np.where(size > 0, size, np.inf) for size in (length, length_after))
-    cosine = products[:, 0, 1] / length / length_after
+    cosine = products[:, 3] / length / length_after
     return change / length, np.minimum(np.maximum(cosine, -1.0), 1.0)
