@@ -2,8 +2,9 @@
 
 The memory rows A [K, P] are read in runs of columns that stay in the cache. Long modules are
 multiplied in float32 a run at a time and the runs are summed in float64, which is within 1e-6 of
-the product of the lengths; short ones, and numbers that float32 cannot hold, in float64
-throughout. Everything that is K numbers or K x K comes back as a float64 array of numpy's.
+the product of the lengths; short ones, and lengths beyond 1e-15 and 1e17, in float64 throughout.
+(Of a row so short that its products with the gradient vanish in float32, below 1e-45, nothing is
+felt in a long module.) What is K numbers or K x K comes back as a float64 array of numpy's.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _RUN = 1 << 18
 _RUN_ELSEWHERE = 1 << 22
 # Rows of a Gram matrix at a time: twice as fast as all at once, and half of them need not be.
 _PANEL = 8
-# What lies within these bounds was multiplied in float32 without losing what matters.
-_SMALLEST, _LARGEST = 1e-24, 1e34
+# Squared lengths within these bounds were summed in float32 without losing what matters.
+_SMALLEST, _LARGEST = 1e-30, 1e34
 
 
 class Block:
@@ -53,13 +54,7 @@ class Block:
     def dots(self) -> Array:
         """Return <g_m, a_m> for each row, [K]."""
         dots = _sum([torch.mv(rows, gradient) for gradient, rows in self._read()], len(self._rows))
-        if self._wide:
-            return dots
-        # Zero may be the sum of products too small for float32, and infinity of those too large.
-        unsure = ~((np.abs(dots) > _SMALLEST) & np.isfinite(dots))
-        if unsure.any():
-            dots[unsure] = self._in_float64(self._rows[torch.from_numpy(unsure)]).dots()
-        return dots
+        return dots if self._held(bool(np.isfinite(dots).all())) else self.dots()
 
     def move(self, dual: Array, out: Tensor) -> Array:
         """Write z_m = g_m + A_m' v into out [P], for v [K]; return A_m z_m, [K].
@@ -130,11 +125,6 @@ class Block:
             return True
         self._wide = True
         return False
-
-    def _in_float64(self, rows: Tensor) -> Block:
-        block = Block(self._gradient, rows, self.module)
-        block._wide = True
-        return block
 
 
 def _upper(rows: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 SAMPLE_SECONDS = 0.02  # the least that one side of a pair takes in all
-CASE_SECONDS = 15.0  # a case that takes longer gets fewer pairs
+CASE_SECONDS = 8.0  # a case that takes longer gets fewer pairs
 LEAST_PAIRS = 3
 
 
