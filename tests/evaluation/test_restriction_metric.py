@@ -10,7 +10,7 @@ from torch import nn
 
 from avalanche_mgem import MGEMPlugin
 from avalanche_mgem.evaluation import RestrictionMetric, restriction_metrics
-from avalanche_mgem.restriction import Projection
+from avalanche_mgem.restriction import PivotingSolver, Projection
 
 NAMES = ("ViolatedIterations", "RelativeChange", "Cosine")
 
@@ -98,6 +98,7 @@ def test_any_plugin_that_shows_its_projection_is_read():
         "RelativeChange": 0.5,
         "Cosine": 1.0,
         "Dual": 0.0,
+        "SolverRetries": 0.0,
     }
     metric.reset()
     assert metric.result() == {}
@@ -141,3 +142,18 @@ def test_the_time_of_each_part_is_told(restrict):
     for part in ("memory", "projection"):
         assert len(keeper.of(f"Seconds_{part}")) == 2
         assert metric.result()[f"Seconds_{part}"] > 0
+
+
+def test_solves_that_needed_a_larger_ridge_are_counted():
+    class Stubborn(PivotingSolver):
+        retries = 0
+
+        def __call__(self, gram, dots, lower):
+            self.retries += 1
+            return super().__call__(gram, dots, lower)
+
+    solver = Stubborn()
+    keeper = run([MGEMPlugin(8, 0.0, solver=solver, seed=0)], RestrictionMetric(minibatch=True))
+    counted = keeper.of("SolverRetries", "_MB")
+    assert solver.retries > 0
+    assert sum(counted) == solver.retries

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from avalanche_mgem.model.partition import REST, make_partition, restricted_parameters
+from avalanche_mgem.model.partition import (
+    REST,
+    PartitionCache,
+    make_partition,
+    restricted_parameters,
+    without,
+)
 
 
 @st.composite
@@ -104,3 +110,27 @@ def test_shared_parameters_come_once():
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
     model[1].weight = model[0].weight
     assert make_partition(model, "layer").size == 9
+
+
+@given(st.data())
+def test_what_is_held_is_in_no_module(data):
+    edges = sorted(data.draw(st.sets(st.integers(0, 30), min_size=2)))
+    parts = [slice(a, b) for a, b in pairwise(edges)]
+    modules = (tuple(parts[::2]), tuple(parts[1::2]))
+    ends = sorted(data.draw(st.lists(st.integers(0, 30), max_size=6)))
+    held = [slice(a, b) for a, b in zip(ends[::2], ends[1::2], strict=False)]
+    left = without(modules, held)
+    assert len(left) == len(modules)
+    for module, rest in zip(modules, left, strict=True):
+        assert positions(rest) == [i for i in positions(module) if i not in positions(held)]
+        assert all(part.start < part.stop for part in rest)
+
+
+def test_the_cache_knows_what_is_held():
+    model, cache = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), PartitionCache()
+    partition = cache.get(model, "layer", "error")
+    assert cache.moving(partition, []) == partition.slices
+    assert cache.moving(partition, [slice(0, 6)]) == ((), (slice(6, 12),))
+    assert cache.moving(partition, [slice(0, 3)]) == ((slice(3, 6),), (slice(6, 12),))
+    coarse = cache.get(model, 1, "error")
+    assert cache.moving(coarse, [slice(0, 3)]) == ((slice(3, 12),),) or coarse is partition

@@ -326,6 +326,31 @@ class TestUnusualModels:
             train(strategy, domain_stream().train_stream)
 
 
+def test_the_gradient_of_a_parameter_at_learning_rate_zero_is_left_alone():
+    """Adam's moments are of the gradients; what does not move is no part of the restriction."""
+
+    def first_at_zero(model):
+        first, *others = model.parameters()
+        return torch.optim.Adam([{"params": [first], "lr": 0.0}, {"params": others, "lr": 0.1}])
+
+    moments = []
+    for plugins in ([MGEMPlugin(24, 0.0, seed=0)], []):
+        seen, violated = [], []
+        note = Call(
+            before_update=lambda s, k=seen: k.append(next(s.model.parameters()).grad.clone()),
+            after_update=lambda s, v=violated, p=plugins: v.append(
+                bool(p) and p[0].last_projection
+            ),
+        )
+        strategy = make_strategy(make_model(), [*plugins, note], optimizer=first_at_zero)
+        train(strategy, domain_stream().train_stream)
+        moments.append((seen, [bool(p) and p.violated for p in violated]))
+    (ours, violated), (plain, _) = moments
+    first = violated.index(True)
+    assert ours[first].any()
+    assert torch.equal(ours[first], plain[first])
+
+
 def test_what_it_keeps_is_small():
     """A copy or a pickle carries no gradient matrix."""
     plugin = plugin_of("d")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nasty import rows_and_gradient
 from reference import cone as reference
 
-from avalanche_mgem.restriction import DiagonalSolver, project
+from avalanche_mgem.restriction import DiagonalSolver, PivotingSolver, project
 
 
 @st.composite
@@ -118,6 +118,72 @@ def test_what_it_tells_of_itself_is_true(problem, strength):
     if z.norm() > 1e-9 * length:
         cosine = float(z @ gradient / length / z.norm())
         assert projection.cosine == pytest.approx(cosine, abs=1e-9)
+
+
+class Whole(PivotingSolver):
+    """The same solver, which is given the whole Gram matrix at once."""
+
+    exact = False
+
+
+@given(problems(), st.sampled_from([0.0, 0.3]))
+@settings(max_examples=200)
+def test_rows_in_rounds_give_what_all_rows_at_once_give(problem, strength):
+    gradient, rows, modules = problem
+    arguments = {"modules": modules, "memory_strength": strength}
+    rounds = project(gradient, rows, **arguments).gradient
+    whole = project(gradient, rows, solver=Whole(), **arguments).gradient
+    size = max(float(gradient.norm()), float(whole.norm()))
+    assert float((rounds - whole).norm()) <= 1e-6 * size
+
+
+class Counting(PivotingSolver):
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __call__(self, gram, dots, lower):
+        self.sizes.append(len(dots))
+        return super().__call__(gram, dots, lower)
+
+
+def test_a_row_that_the_answer_would_harm_joins_in_a_round_of_its_own():
+    """The second row is not harmed by g, but by what avoiding the first makes of it."""
+    rows = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.5, 0.0], [0.0, 0.0, 1.0]])
+    gradient, solver = torch.tensor([-1.0, -1.0, 1.0]), Counting()
+    projection = project(gradient, rows, solver=solver)
+    assert projection.violated_rows.tolist() == [[True, False, False]]
+    assert solver.sizes == [1, 2]
+    assert (projection.dual > 0).tolist() == [[True, True, False]]
+    assert float((rows @ projection.gradient).min()) > -1e-5
+
+
+def test_the_rows_at_their_bound_are_not_solved_for():
+    """With gamma the push of all rows together leaves nothing to solve."""
+    gradient, solver = torch.tensor([-0.1, 1.0, 1.0, 1.0]), Counting()
+    projection = project(gradient, torch.eye(4) + 0.5, memory_strength=5.0, solver=solver)
+    assert not projection.violated
+    gradient[0] = -3.0
+    projection = project(gradient, torch.eye(4) + 0.5, memory_strength=5.0, solver=solver)
+    assert projection.violated
+    assert solver.sizes == []
+    assert (projection.dual == 5.0).all()
+
+
+def test_a_larger_ridge_is_counted():
+    class Stubborn(PivotingSolver):
+        retries = 0
+
+        def __call__(self, gram, dots, lower):
+            self.retries += 1
+            return super().__call__(gram, dots, lower)
+
+    gradient, rows = torch.tensor([-1.0, -1.0]), torch.eye(2)
+    assert project(gradient, rows).retries == 0
+    assert (
+        project(gradient, rows, modules=[[slice(0, 1)], [slice(1, 2)]], solver=Stubborn()).retries
+        == 2
+    )
 
 
 def test_an_unharmed_gradient_is_returned_as_it_is():
