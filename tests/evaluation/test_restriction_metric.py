@@ -153,7 +153,10 @@ def test_solves_that_needed_a_larger_ridge_are_counted():
             return super().__call__(gram, dots, lower)
 
     solver = Stubborn()
-    keeper = run([MGEMPlugin(8, 0.0, solver=solver, seed=0)], RestrictionMetric(minibatch=True))
+    keeper = run(
+        [MGEMPlugin(8, 0.0, parameter_groups="tensor", memory_groups=4, solver=solver, seed=0)],
+        RestrictionMetric(minibatch=True),
+    )
     counted = keeper.of("SolverRetries", "_MB")
     assert solver.retries > 0
     assert sum(counted) == solver.retries
