@@ -25,13 +25,17 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def means(rows: list[dict[str, str]]) -> dict[tuple[str, str, str], float]:
+Stream = tuple[str, str]  # its name and its number of experiences
+
+
+def means(rows: list[dict[str, str]]) -> dict[tuple[Stream, str, str], float]:
     """Mean of each score over the seeds, by (stream, method, score)."""
-    values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    values: dict[tuple[Stream, str, str], list[float]] = defaultdict(list)
     for row in rows:
+        stream = row["stream"], row["configuration.stream.arguments.n_experiences"]
         for score in ("acc", "bwt", "la"):
             if row[score]:  # joint training has no BWT
-                values[row["stream"], row["method"], score].append(float(row[score]))
+                values[stream, row["method"], score].append(float(row[score]))
     return {key: statistics.fmean(numbers) for key, numbers in values.items()}
 
 
@@ -40,17 +44,18 @@ def main(
 ) -> None:
     measured = means([row for path in results for row in read(path)])
     streams = {stream for stream, _, _ in measured}
-    table = Table("stream", "method", "score", "measured", "target", "tolerance", "")
+    table = Table("stream", "experiences", "method", "score", "measured", "target", "tolerance", "")
     failed = 0
     for target in read(TARGETS):
-        if target["stream"] not in streams:
+        stream = target["stream"], target["experiences"]
+        if stream not in streams:
             continue
-        value = measured.get((target["stream"], target["method"], target["score"]))
+        value = measured.get((stream, target["method"], target["score"]))
         wanted, tolerance = float(target["target"]), float(target["tolerance"])
         good = value is not None and abs(value - wanted) <= tolerance
         failed += not good
         shown = "missing" if value is None else f"{value:.3f}"
-        names = (target["stream"], target["method"], target["score"])
+        names = (*stream, target["method"], target["score"])
         table.add_row(*names, shown, target["target"], target["tolerance"], "" if good else "FAILS")
     console = Console()
     console.print(table)
