@@ -56,18 +56,27 @@ class Block:
         dots = _sum([torch.mv(rows, gradient) for gradient, rows in self._read()], len(self._rows))
         return dots if self._held(bool(np.isfinite(dots).all())) else self.dots()
 
+    def push(self, dual: Array, out: Tensor) -> None:
+        """Write z_m = g_m + A_m' v into out [P], for v [K]."""
+        for _ in self._pushed(dual, out):
+            pass
+
     def move(self, dual: Array, out: Tensor) -> Array:
         """Write z_m = g_m + A_m' v into out [P], for v [K]; return A_m z_m, [K].
 
         That is the derivative of the dual problem, but for its ridge.
         """
-        weights, slopes = self._weights(dual), []
+        slopes = [torch.mv(rows, moved) for rows, moved in self._pushed(dual, out)]
+        total = _sum(slopes, len(self._rows))
+        return total if self._held(bool(np.isfinite(total).all())) else self.move(dual, out)
+
+    def _pushed(self, dual: Array, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Write z_m, run by run; give each run of the rows and of z_m while it is at hand."""
+        weights = self._weights(dual)
         for columns, (gradient, rows) in zip(self._columns, self._read(), strict=True):
             moved = gradient + torch.mv(rows.T, weights)
             out[columns] = moved
-            slopes.append(torch.mv(rows, moved))
-        total = _sum(slopes, len(self._rows))
-        return total if self._held(bool(np.isfinite(total).all())) else self.move(dual, out)
+            yield rows, moved
 
     def products(self, out: Tensor) -> Array:
         """Return ||g_m||^2, ||z_m||^2, ||z_m - g_m||^2 and <g_m, z_m>, with z_m from out [P]."""
@@ -82,16 +91,20 @@ class Block:
 
     def gram(self, new: Indices, chosen: Indices) -> Array:
         """Return the products of new rows with the chosen ones, which end in the new: [n, c]."""
-        index, products = torch.from_numpy(chosen).to(self._rows.device), []
+        index = torch.from_numpy(chosen).to(self._rows.device)
+        every = np.array_equal(chosen, np.arange(len(self._rows)))
+        products = []
         for columns in self._cut(len(chosen)):
-            picked = self._widened(self._rows[:, columns].index_select(0, index))
+            rows = self._rows[:, columns]
+            picked = self._widened(rows if every else rows.index_select(0, index))
             own = picked[-len(new) :] @ picked.T if len(new) < len(chosen) else _upper(picked)
             products.append(own)
         gram = _sum(products, len(new), len(chosen))
         if len(new) == len(chosen):
             gram = np.triu(gram) + np.triu(gram, 1).T
         squares = np.diagonal(gram, offset=len(chosen) - len(new))
-        within = squares.min() > _SMALLEST and squares.max() < _LARGEST
+        small = new[squares <= _SMALLEST]
+        within = squares.max() < _LARGEST and not self._any(torch.from_numpy(small))
         return gram if self._held(bool(within)) else self.gram(new, chosen)
 
     def squared_lengths(self, chosen: Indices) -> Array:
@@ -114,6 +127,13 @@ class Block:
         numbers = _RUN if self._rows.device.type == "cpu" else _RUN_ELSEWHERE
         length = max(1024, min(12288, numbers // max(n_rows, 1)))
         return [columns for part in self.module for columns in _cut(part, length)]
+
+    def _any(self, index: Tensor) -> bool:
+        """Whether some number of these rows is not zero."""
+        index = index.to(self._rows.device)
+        return len(index) > 0 and any(
+            bool(rows.index_select(0, index).any()) for _, rows in self._runs
+        )
 
     def _weights(self, dual: Array) -> Tensor:
         dtype = torch.float64 if self._wide else self._rows.dtype

@@ -51,7 +51,7 @@ def restrict(
         gram[chosen, chosen] += _ridge(gram[chosen, chosen], ridge)
     dual: Array = lower.copy()
     dual[chosen] = _solved(solver, gram, dots[chosen], lower[chosen])
-    block.move(dual, out)
+    block.push(dual, out)
     return dual
 
 

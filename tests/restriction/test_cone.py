@@ -131,10 +131,26 @@ class Whole(PivotingSolver):
 def test_rows_in_rounds_give_what_all_rows_at_once_give(problem, strength):
     gradient, rows, modules = problem
     arguments = {"modules": modules, "memory_strength": strength}
-    rounds = project(gradient, rows, **arguments).gradient
+    in_rounds = project(gradient, rows, **arguments).gradient
     whole = project(gradient, rows, solver=Whole(), **arguments).gradient
     size = max(float(gradient.norm()), float(whole.norm()))
-    assert float((rounds - whole).norm()) <= 1e-6 * size
+    assert float((in_rounds - whole).norm()) <= 1e-6 * size
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.1])
+@pytest.mark.parametrize("size", [50, 5_000])
+def test_many_rows_in_rounds_give_what_all_rows_at_once_give(size, strength):
+    """Some of 40 rows, in float64 and in float32 runs."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(40, size, generator=generator)
+    gradient = torch.randn(size, generator=generator) - 0.1 * rows[:10].sum(0)
+    solver = Counting()
+    arguments = {"memory_strength": strength}
+    in_rounds = project(gradient, rows, solver=solver, **arguments)
+    whole = project(gradient, rows, solver=Whole(), **arguments)
+    assert max(solver.sizes, default=0) < 40
+    error = float((in_rounds.gradient - whole.gradient).norm())
+    assert error <= 1e-5 * max(float(gradient.norm()), float(whole.gradient.norm()))
 
 
 class Counting(PivotingSolver):
