@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from avalanche_mgem.bridge.fields import Batch, samples_of, to_device
 from avalanche_mgem.model.gradients import into_row, positions
-from avalanche_mgem.model.grouped import recorded_linears, write_grouped_gradients
+from avalanche_mgem.model.grouped import NotGroupedError, recorded_linears, write_grouped_gradients
 
 
 def batch_loss(strategy: Any, batch: Batch) -> Tensor:
@@ -39,7 +39,7 @@ def write_batch_gradient(
     # By backward and not by autograd.grad, which reentrant activation checkpointing refuses.
     with torch.enable_grad(), _own_gradients(strategy.model):
         for parameter, columns in zip(parameters, positions(parameters), strict=True):
-            if parameter.dtype == row.dtype:
+            if (parameter.dtype, parameter.device) == (row.dtype, row.device):
                 parameter.grad = row[columns].view_as(parameter)
         batch_loss(strategy, batch).backward()  # type: ignore[no-untyped-call]
         into_row(row, [parameter.grad for parameter in parameters], parameters)
@@ -59,11 +59,16 @@ def _own_gradients(model: nn.Module) -> Iterator[None]:
 
 
 def write_grouped_batch_gradients(
-    strategy: Any, batch: Batch, parameters: Sequence[nn.Parameter], rows: Tensor
+    strategy: Any,
+    batch: Batch,
+    samples: int,
+    parameters: Sequence[nn.Parameter],
+    rows: Tensor,
 ) -> None:
     """Write the gradients of G groups of n samples into rows [G, P] by one pass.
 
-    batch: the samples of all groups, group after group. The .grad of parameters is not touched.
+    batch: the samples of all groups, group after group; samples: G * n. The .grad of parameters is
+    not touched.
 
     Raises:
         NotGroupedError: the model uses its layers in another way than sample by sample.
@@ -72,12 +77,14 @@ def write_grouped_batch_gradients(
         strategy._unpack_minibatch()
         with recorded_linears(strategy.model) as calls:
             strategy.mb_output = strategy.forward()
-        loss = _sum_of_losses(strategy, len(rows))
-        write_grouped_gradients(calls, loss, parameters, rows)
+        loss = _sum_of_losses(strategy, samples, len(rows))
+        write_grouped_gradients(calls, loss, samples, parameters, rows)
 
 
-def _sum_of_losses(strategy: Any, groups: int) -> Tensor:
+def _sum_of_losses(strategy: Any, samples: int, groups: int) -> Tensor:
     """The strategy's loss on each of the groups that its minibatch is made of, added up."""
+    if not isinstance(strategy.mb_output, Tensor) or len(strategy.mb_output) != samples:
+        raise NotGroupedError("the model's output is no tensor with a row for each sample")
     criterion = getattr(strategy, "_criterion", None)
     if type(strategy).criterion is SupervisedProblem.criterion and _is_plain_mean(
         criterion, strategy.mb_y
@@ -85,10 +92,10 @@ def _sum_of_losses(strategy: Any, groups: int) -> Tensor:
         mean: Tensor = strategy.criterion()
         return mean * groups  # the groups are of one size
     batch, outputs = strategy.mbatch, strategy.mb_output
-    size, losses = len(outputs) // groups, []
-    for start in range(0, len(outputs), size):
+    size, losses = samples // groups, []
+    for start in range(0, samples, size):
         part = slice(start, start + size)
-        strategy.mbatch = samples_of(batch, part, len(outputs))
+        strategy.mbatch = samples_of(batch, part, samples)
         strategy.mb_output = outputs[part]
         losses.append(strategy.criterion())
     return torch.stack(losses).sum()

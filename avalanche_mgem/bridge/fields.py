@@ -51,6 +51,8 @@ def joined(batches: Sequence[Batch]) -> Batch:
 def own_storage(batch: Batch) -> Batch:
     """Return the batch with tensors that are no part of larger ones."""
     if isinstance(batch, Tensor):
+        if batch.layout != torch.strided:
+            return batch
         whole = batch.untyped_storage().nbytes() == batch.numel() * batch.element_size()
         return batch if whole else batch.clone()
     if isinstance(batch, Mapping | list | tuple):

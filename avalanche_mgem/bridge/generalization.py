@@ -32,6 +32,11 @@ class GeneralizationProbe:
         self._tasks: list[int] = []  # those whose held-out rows are in the matrix
         self._measures = False  # at this iteration
 
+    @property
+    def rows_a_task(self) -> int:
+        """How many rows a past task takes to measure with."""
+        return 0 if self._every is None else 1
+
     def groups(self, memory: EpisodicMemory, iteration: int) -> list[MemoryGroup]:
         """Return what is held out of the past tasks; none where nothing is ever measured.
 
@@ -49,17 +54,18 @@ class GeneralizationProbe:
         groups: list[MemoryGroup],
         parameters: list[nn.Parameter],
         rows: Tensor,
-    ) -> None:
+    ) -> bool:
         """Write the groups' gradients into rows [n, P], if this iteration is one to measure in.
 
-        Nothing of the run changes by it.
+        Nothing of the run changes by it. Return whether they were written.
         """
         if not self._measures:
-            return
+            return False
         device = parameters[0].device
         with restored_running_statistics(strategy.model), self._random.active(device):
             for group, row in zip(groups, rows, strict=True):
                 write_batch_gradient(strategy, group.batch, parameters, row)
+        return True
 
     def gaps(
         self, vector: Tensor, rows: Tensor, memory: EpisodicMemory, still: Sequence[slice]

@@ -105,6 +105,10 @@ class EpisodicMemory:
         """Return the number of tasks whose memory is closed."""
         return len(self._tasks)
 
+    def most_groups(self, classes: int) -> int:
+        """Return into how many groups a task of so many classes is split at most; 0: not known."""
+        return min(self.groups, classes or self.groups) if self.split == "class" else self.groups
+
     def observe_dataset(self, dataset: Any) -> None:
         """Take samples of the open task from `dataset`, all of it or a part of it at a time."""
         if self.selection == "ring" or len(dataset) == 0:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -18,37 +16,18 @@ from avalanche_mgem.bridge.batches import (
     write_batch_gradient,
     write_grouped_batch_gradients,
 )
-from avalanche_mgem.bridge.fields import Batch, joined, samples_of
+from avalanche_mgem.bridge.chunks import Chunks
+from avalanche_mgem.bridge.fields import Batch, samples_of
 from avalanche_mgem.bridge.memory import MemoryGroup
 from avalanche_mgem.model.grouped import NotGroupedError, why_not_grouped
-from avalanche_mgem.model.randomness import RandomStream
+from avalanche_mgem.model.randomness import RandomStream, fingerprint
 
 Passes = Literal["auto", "loop", "grouped"]
 BatchNorm = Literal["update", "restore"]
 
-# Inputs and outputs of linear layers that a pass may hold: enough samples to fill the products, few
-# enough to stay in a processor's cache and to be little beside the rows.
-_NUMBERS = 1 << 21
 # How far a grouped row may be from the loop's, relative to its length, before the model is believed
 # to do something that its modules do not show. Rounding stays well below.
-_TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Neighbouring groups of one size: which rows are theirs, and their samples group by group."""
-
-    rows: slice
-    batch: Batch
-    size: int
-
-    @property
-    def groups(self) -> int:
-        return int(self.rows.stop - self.rows.start)
-
-    def first(self, groups: int) -> Batch:
-        """The samples of the first few groups."""
-        return samples_of(self.batch, slice(0, groups * self.size), self.groups * self.size)
+_TOLERANCE = 1e-5
 
 
 class MemoryRows:
@@ -57,8 +36,9 @@ class MemoryRows:
     Args:
         passes: "loop": a forward and a backward pass for each group. "grouped": one for many, which
             takes a model of linear and pointwise layers; the rows are the same but for rounding
-            (and for dropout, whose masks are others). "auto": grouped where it can be; the model is
-            looked at, and a row is compared with the loop's once an experience.
+            (and for dropout, whose masks are others). "auto": grouped where it can be: the model is
+            looked at, and when its parts change the first and the last row of a pass are compared
+            with the loop's, which takes three passes more.
         batch_size: None, or how many samples of each group to draw for a pass.
         refresh_every: iterations that the rows are used for.
         batchnorm: what becomes of running statistics.
@@ -85,15 +65,19 @@ class MemoryRows:
         self.batchnorm = one_of("memory_batchnorm", batchnorm, ("update", "restore"))
         self._random = RandomStream(seed)
         self._draws = np.random.default_rng([seed, 1])
-        self._groups: list[MemoryGroup] = []  # those behind the chunks
-        self._chunks: list[_Chunk] = []
+        self._chunks = Chunks()
+        self._looked_at: object = None  # the model and the like that the next two are of
+        self._grouped = self._draws_nothing = False
         self.start_experience()
 
     def start_experience(self) -> None:
-        """Look at the model anew, and compute the rows anew."""
-        self._grouped: bool | None = None  # None: to be found out
+        """Compute the rows anew; look at the model anew if it has changed."""
         self._written: object = None  # what the rows were computed from
         self._age = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Both are of objects by their identity, which a copy does not share.
+        return {**vars(self), "_written": None, "_looked_at": None}
 
     def fill(
         self, strategy: Any, groups: list[MemoryGroup], parameters: list[nn.Parameter], rows: Tensor
@@ -111,6 +95,7 @@ class MemoryRows:
         self._written, self._age = None, 0  # nothing is written if what follows fails
         restore = self.batchnorm == "restore"
         statistics = restored_running_statistics(strategy.model) if restore else nullcontext()
+        self._look_at(strategy, groups, parameters, rows)
         with statistics, self._own_random_numbers(strategy.model, parameters[0].device):
             if not self._fill_grouped(strategy, groups, parameters, rows):
                 self._fill_one_by_one(strategy, groups, parameters, rows)
@@ -120,15 +105,15 @@ class MemoryRows:
     def _own_random_numbers(
         self, model: nn.Module, device: torch.device
     ) -> AbstractContextManager[None]:
-        """For the forward passes; a model that takes groups together draws in dropout only."""
-        quiet = self._grouped and not any(_active_dropout(model))
+        """For the forward passes, unless they were seen to draw none."""
+        quiet = self._draws_nothing and not any(_active_dropout(model))
         return nullcontext() if quiet else self._random.active(device)
 
     def _fill_one_by_one(
         self, strategy: Any, groups: list[MemoryGroup], parameters: list[nn.Parameter], rows: Tensor
     ) -> None:
         for group, row in zip(groups, rows, strict=True):
-            batch = self._drawn(group.batch, 1, group.size)
+            batch, _ = self._drawn(group.batch, 1, group.size)
             with _explained_batch_norm():
                 write_batch_gradient(strategy, batch, parameters, row)
 
@@ -136,95 +121,88 @@ class MemoryRows:
         self, strategy: Any, groups: list[MemoryGroup], parameters: list[nn.Parameter], rows: Tensor
     ) -> bool:
         """Fill the rows if the model can take groups together; return whether it can."""
-        if self._grouped is False or self.passes == "loop":
+        if not self._grouped:
             return False
         try:
-            self._gather(groups, strategy.model)
-            if self._grouped is None:
-                self._grouped = self._takes_groups(strategy, parameters, rows)
-            for chunk in self._chunks if self._grouped else ():
-                batch = self._drawn(chunk.batch, chunk.groups, chunk.size)
-                write_grouped_batch_gradients(strategy, batch, parameters, rows[chunk.rows])
+            for chunk in self._chunks.of(groups, strategy.model, self.batch_size):
+                batch, size = self._drawn(chunk.batch, chunk.groups, chunk.size)
+                samples, own = chunk.groups * size, rows[chunk.rows]
+                write_grouped_batch_gradients(strategy, batch, samples, parameters, own)
         except NotGroupedError as error:
-            if self.passes == "grouped":
-                raise ValueError(f"memory_passes='grouped' cannot be: {error}") from error
-            self._grouped = False
+            self._refuse(error)
         return self._grouped
 
-    def _takes_groups(self, strategy: Any, parameters: list[nn.Parameter], rows: Tensor) -> bool:
-        """Compare a row of one pass for two groups with the row of a pass of its own."""
-        reason = why_not_grouped(strategy.model, parameters)
+    def _look_at(
+        self, strategy: Any, groups: list[MemoryGroup], parameters: list[nn.Parameter], rows: Tensor
+    ) -> None:
+        """Find out whether the model takes groups together, once for each state of the model."""
+        modules = [(id(m), m.training) for m in strategy.model.modules()]
+        looked_at = (modules, id(strategy), min(len(groups), 2))
+        if self._looked_at == looked_at:
+            return
+        self._looked_at, self._grouped, self._draws_nothing = looked_at, False, False
+        if self.passes == "loop":
+            return
+        try:
+            with self._random.active(parameters[0].device):
+                self._grouped = self._takes_groups(strategy, groups, parameters, rows)
+        except NotGroupedError as error:
+            self._refuse(error)
+
+    def _refuse(self, error: NotGroupedError) -> None:
+        self._grouped, self._draws_nothing = False, False
+        if self.passes == "grouped":
+            self._looked_at = None
+            raise ValueError(f"memory_passes='grouped' cannot be: {error}") from error
+
+    def _takes_groups(
+        self, strategy: Any, groups: list[MemoryGroup], parameters: list[nn.Parameter], rows: Tensor
+    ) -> bool:
+        """Compare the first and the last row of one pass with those of passes of their own."""
+        reason = why_not_grouped(strategy.model, list(strategy.model.parameters()))
         if reason is not None:
             raise NotGroupedError(reason)
-        chunk = next((c for c in self._chunks if c.groups > 1), None)
-        if chunk is None:
+        chunks = self._chunks.of(groups, strategy.model, self.batch_size)
+        chunk = max(chunks, key=lambda chunk: chunk.groups)
+        if chunk.groups < 2:
             return self.passes == "grouped"  # nothing to gain, nothing to compare
-        together, alone = rows[chunk.rows][:2], torch.empty_like(rows[0])
+        together, before = rows[chunk.rows], fingerprint(parameters[0].device)
+        samples = chunk.groups * chunk.size
         with _without_dropout(strategy.model):
-            write_grouped_batch_gradients(strategy, chunk.first(2), parameters, together)
-            write_batch_gradient(strategy, chunk.first(1), parameters, alone)
-        if not float((together[0] - alone).norm()) <= _TOLERANCE * float(alone.norm()):
-            raise NotGroupedError("the model's forward mixes samples, or uses parameters outside")
+            try:
+                write_grouped_batch_gradients(strategy, chunk.batch, samples, parameters, together)
+            except Exception as error:  # whatever the model does not bear: the loop has the word
+                raise NotGroupedError(f"one pass for many groups failed: {error}") from error
+            self._draws_nothing = fingerprint(parameters[0].device) == before
+            for own, row in (
+                (groups[chunk.rows][0], together[0]),
+                (groups[chunk.rows][-1], together[-1]),
+            ):
+                _require_same(strategy, own, parameters, row)
         return True
 
-    def _gather(self, groups: list[MemoryGroup], model: nn.Module) -> None:
-        """Join the groups' samples; the groups share their storage from then on."""
-        if [*map(id, groups)] == [*map(id, self._groups)]:
-            return
-        known = {(c.rows.start, c.rows.stop): c for c in self._chunks}
-        chunks = []
-        sizes = [group.size for group in groups]
-        for rows in _runs(sizes, samples_a_pass(model), self.batch_size):
-            chunk, own = known.get((rows.start, rows.stop)), groups[rows]
-            if chunk is None or [*map(id, own)] != [*map(id, self._groups[rows])]:
-                chunk = _Chunk(rows, _shared(own), own[0].size)
-            chunks.append(chunk)
-        self._groups, self._chunks = groups, chunks
-
-    def _drawn(self, batch: Batch, groups: int, size: int) -> Batch:
-        """The samples to use of a batch of `groups` groups of `size` samples each."""
+    def _drawn(self, batch: Batch, groups: int, size: int) -> tuple[Batch, int]:
+        """The samples to use of a batch of `groups` groups of `size` samples, and how many each."""
         if self.batch_size is None or self.batch_size >= size:
-            return batch
+            return batch, size
         order = self._draws.random((groups, size)).argpartition(self.batch_size - 1, axis=1)
         picked = order[:, : self.batch_size] + size * np.arange(groups)[:, None]
         try:
-            return samples_of(batch, torch.from_numpy(picked.ravel()), groups * size)
+            drawn = samples_of(batch, torch.from_numpy(picked.ravel()), groups * size)
         except ValueError as error:
             raise ValueError(f"memory_batch_size cannot draw from this memory: {error}") from error
+        return drawn, self.batch_size
 
 
-def samples_a_pass(model: nn.Module) -> int:
-    """Return how many samples of one position each may go through the model at once."""
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    held = sum(layer.in_features + layer.out_features for layer in linears)
-    return max(1, _NUMBERS // max(held, 1))
-
-
-def _runs(sizes: Sequence[int], samples: int, drawn: int | None) -> Iterator[slice]:
-    """Neighbours of one size, as many as give a pass so many samples, and at least one."""
-    start = 0
-    for size, same in groupby(sizes):
-        stop = start + len(list(same))
-        step = max(1, samples // min(size, drawn or size))
-        for first in range(start, stop, step):
-            yield slice(first, min(first + step, stop))
-        start = stop
-
-
-def _shared(groups: list[MemoryGroup]) -> Batch:
-    """One batch of the groups' samples, of which each group's own batch becomes a part."""
-    size = groups[0].size
-    try:
-        batch = joined([group.batch for group in groups])
-        parts = [
-            samples_of(batch, slice(at * size, (at + 1) * size), len(groups) * size)
-            for at in range(len(groups))
-        ]
-    except ValueError as error:
-        raise NotGroupedError(f"the memory cannot be joined: {error}") from error
-    for group, part in zip(groups, parts, strict=True):
-        group.batch = part
-    return batch
+def _require_same(
+    strategy: Any, group: MemoryGroup, parameters: list[nn.Parameter], row: Tensor
+) -> None:
+    """Raise NotGroupedError unless a pass of its own gives the group's row."""
+    alone = torch.empty_like(row)
+    write_batch_gradient(strategy, group.batch, parameters, alone)
+    length = float(alone.norm())
+    if not (length > 0.0 and float((row - alone).norm()) <= _TOLERANCE * length):
+        raise NotGroupedError("the model's forward mixes samples, or uses parameters outside")
 
 
 def _active_dropout(model: nn.Module) -> Iterator[nn.Module]:

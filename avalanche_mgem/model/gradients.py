@@ -69,6 +69,11 @@ class GradientMatrix:
         """Say that the memory rows have been written."""
         self._factors: dict[int, float] = {}
 
+    def scale_as_the_others(self, first: int, like: Parameters) -> None:
+        """Give the memory rows from `first` on, newly written, the factors that the others have."""
+        for index, columns in enumerate(positions(like)):
+            self.rows[first:, columns] *= self._factors.get(index, 1.0)
+
 
 def into_row(row: Tensor, values: Sequence[Tensor | None], like: Parameters) -> None:
     """Fill row [P] from one tensor a parameter of `like`; None is zero.

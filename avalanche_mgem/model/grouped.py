@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from avalanche_mgem.model.gradients import Parameters, positions
 
@@ -50,11 +51,15 @@ class NotGroupedError(ValueError):
 
 @dataclass(frozen=True)
 class LinearCall:
-    """One call of a linear layer: its input [N, ..., in] and its output [N, ..., out]."""
+    """One call of a linear layer: its input [N, ..., in], and where its output's gradient arrives.
+
+    The edge is that of the output as the layer made it, whatever is done to it in place afterwards;
+    None where nothing flows back.
+    """
 
     layer: nn.Linear
     input: Tensor
-    output: Tensor
+    edge: GradientEdge | None
 
 
 def why_not_grouped(model: nn.Module, parameters: Parameters) -> str | None:
@@ -81,12 +86,16 @@ def recorded_linears(model: nn.Module) -> Iterator[list[LinearCall]]:
     """Record the calls of linear layers inside; the hooks are gone on the way out."""
     calls: list[LinearCall] = []
 
-    def record(layer: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+    def record(
+        layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Tensor
+    ) -> None:
         assert isinstance(layer, nn.Linear)  # no other layer gets this hook
-        calls.append(LinearCall(layer, arguments[0].detach(), output))
+        given: Tensor = arguments[0] if arguments else named["input"]
+        edge = get_gradient_edge(output) if output.requires_grad else None
+        calls.append(LinearCall(layer, given.detach(), edge))
 
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    hooks = [layer.register_forward_hook(record) for layer in layers]
+    hooks = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
     try:
         yield calls
     finally:
@@ -95,13 +104,14 @@ def recorded_linears(model: nn.Module) -> Iterator[list[LinearCall]]:
 
 
 def write_grouped_gradients(
-    calls: Sequence[LinearCall], loss: Tensor, parameters: Parameters, rows: Tensor
+    calls: Sequence[LinearCall], loss: Tensor, samples: int, parameters: Parameters, rows: Tensor
 ) -> None:
     """Write the gradients of a sum of G losses, of n samples each, into rows [G, P].
 
     Args:
         calls: of the linear layers, on G * n samples, group after group.
         loss: the sum over the groups; each sample is in one group's loss only.
+        samples: G * n.
         parameters: where each lies in a row, in order.
         rows: what is written; a parameter that no call used gets zeros.
 
@@ -111,8 +121,12 @@ def write_grouped_gradients(
     if len({id(call.layer) for call in calls}) < len(calls):
         raise NotGroupedError("a linear layer is used twice")
     place = {id(p): at for p, at in zip(parameters, positions(parameters), strict=True)}
-    moving = [c for c in calls if any(id(p) in place for p in c.layer.parameters())]
-    slopes = torch.autograd.grad(loss, [c.output for c in moving], allow_unused=True)
+    moving = [c for c in calls if c.edge and any(id(p) in place for p in c.layer.parameters())]
+    if not moving:
+        raise NotGroupedError("no linear layer was seen at work")
+    if any(len(call.input) % samples for call in moving):
+        raise NotGroupedError("a linear layer sees other samples than the model was given")
+    slopes = torch.autograd.grad(loss, [c.edge for c in moving if c.edge], allow_unused=True)
     unused = set(place)
     for call, slope in zip(moving, slopes, strict=True):
         if slope is not None:
@@ -125,10 +139,7 @@ def _write_layer(
     call: LinearCall, slope: Tensor, place: dict[int, slice], rows: Tensor
 ) -> set[int]:
     """Write one layer's part of the rows; return which parameters it was."""
-    groups, layer = len(rows), call.layer
-    if len(call.input) != len(slope) or len(slope) % groups:
-        raise NotGroupedError("a linear layer sees other samples than the model was given")
-    written = set()
+    groups, layer, written = len(rows), call.layer, set()
     slope = slope.reshape(groups, -1, layer.out_features).to(rows.dtype)
     if (at := place.get(id(layer.weight))) is not None:
         inputs = call.input.reshape(groups, -1, layer.in_features).to(rows.dtype)

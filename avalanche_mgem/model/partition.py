@@ -84,8 +84,7 @@ def make_partition(
             {name: [parameter names]}.
         unassigned_parameters: what becomes of restricted parameters that no pattern (or name)
             takes: "error", "free" (they are not restricted) or "module" (they are a module of their
-                own,
-            named "rest").
+            own, named "rest").
 
     Raises:
         ValueError: no trainable parameters, more blocks than positions, a pattern that matches no

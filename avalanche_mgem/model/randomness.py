@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+
+
+def fingerprint(device: torch.device) -> bytes:
+    """Return what changes as soon as somebody draws from a global random state."""
+    sources = ["python", "numpy", "cpu"] + ([str(device)] if device.type == "cuda" else [])
+    states = [_get_state(source) for source in sources]
+    return pickle.dumps([s.tolist() if isinstance(s, torch.Tensor) else s for s in states])
 
 
 @contextmanager
@@ -29,8 +37,7 @@ class RandomStream:
 
     Inside `active(device)` the global states of Python, numpy, torch's CPU and that device are this
     stream's; on the way out they are what they were, and the stream remembers where it stopped. It
-    pickles and
-    deep-copies.
+    pickles and deep-copies.
 
     Args:
         seed: where the stream starts, on every device.

@@ -49,8 +49,8 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
     Runs on `before_training_iteration` (the gradients of the memory), on `after_backward` (the
     projection; on `before_update` and `after_update` with restrict="update") and on
     `after_training_exp` (the memory of the task that ends). What stands between them must neither
-    add nor replace parameters. Source: "Fine-Grained Gradient
-    Restriction" (arXiv 2410.00868) on Gradient Episodic Memory (arXiv 1706.08840).
+    add nor replace parameters. Source: "Fine-Grained Gradient Restriction" (arXiv 2410.00868) on
+    Gradient Episodic Memory (arXiv 1706.08840).
 
     With one module and one group this is GEM, and equals Avalanche's GEMPlugin on the same memory
     (where some parameters are unused in a step: with unused_parameters="include").
@@ -90,16 +90,16 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         memory_passes: how the memory's gradients are computed: "loop" (a forward and a backward
             pass for each group), "grouped" (one for many groups, for models of linear and pointwise
             layers; the same but for rounding) or "auto" (default: grouped where it can be, which is
-            tried and compared with the loop once an experience).
+            compared with the loop when the model's parts have changed).
         memory_batch_size: None (off), or how many samples of each group are drawn anew for each
             iteration (ours, an approximation: each row is a noisy estimate of its group's gradient,
             and the constraint holds for the samples drawn only).
         refresh_every: how many iterations the memory's gradients are used for before they are
             computed again (ours, an approximation if above 1: between, they are those of parameters
             that have moved on).
-        max_row_bytes: the most that the memory's gradients may take: K rows of P numbers. None:
-            what the device has. An experience, or a stream, that takes more is refused before
-            training.
+        max_row_bytes: the most that the memory's gradients, the current one and its projection may
+            take: K + 2 rows of P numbers. None: what the device has. An experience that takes more
+            is refused before training, and so is a stream whose last experience will.
         memory_batchnorm: the running statistics of normalisation layers in the memory's forward
             passes: "update" (as GEM) or "restore".
         memory_device: where the memory is kept; None: on the strategy's device.
@@ -311,7 +311,9 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         return torch.tensor([strength * (g.share if per_task else 1.0) for g in groups])
 
     def _check_size(self, strategy: Any) -> None:
-        closed, added = len(self.memory.closed_groups()), self.memory.groups
+        classes = getattr(strategy.experience, "classes_in_this_experience", ())
+        added = self.memory.most_groups(len(classes)) + self._probe.rows_a_task
+        closed = len(self.memory.closed_groups()) + len(self.memory) * self._probe.rows_a_task
         parameters = [p for _, p in restricted_parameters(strategy.model)]
         now = closed if self._boundaries_known else closed + added
         check_size(now, parameters, self.max_row_bytes, "in this experience")
@@ -327,7 +329,8 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         rows = self._matrix.rows
         if self._rows.fill(strategy, groups, parameters, rows[: len(groups)]):
             self._matrix.rows_are_new()
-        self._probe.fill(strategy, held_out, parameters, rows[len(groups) :])
+        if self._probe.fill(strategy, held_out, parameters, rows[len(groups) :]):
+            self._matrix.scale_as_the_others(len(groups), parameters)
 
     def _project(
         self, parameters: list[nn.Parameter], vectors: list[Tensor | None]

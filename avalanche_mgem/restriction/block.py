@@ -2,9 +2,10 @@
 
 The memory rows A [K, P] are read in runs of columns that stay in the cache. Long modules are
 multiplied in float32 a run at a time and the runs are summed in float64, which is within 1e-6 of
-the product of the lengths; short ones, and lengths beyond 1e-15 and 1e17, in float64 throughout.
-(Of a row so short that its products with the gradient vanish in float32, below 1e-45, nothing is
-felt in a long module.) What is K numbers or K x K comes back as a float64 array of numpy's.
+the product of the lengths; short ones, and those whose sums are below 1e-30 or beyond 1e34, in
+float64 throughout. (Beside longer rows, one so short that its products with the gradient vanish in
+float32 is not felt in a long module.) What is K numbers or K x K comes back as a float64 array of
+numpy's.
 """
 
 from __future__ import annotations
@@ -47,14 +48,17 @@ class Block:
         # Other devices may round float32 products to fewer digits than float32 has, and the CPU too
         # where torch was told to.
         on_cpu = rows.device.type == "cpu"
-        self._wide = size <= _SHORT or not (on_cpu and _multiplies_in_float32())
+        single = rows.dtype == torch.float32 and on_cpu and _multiplies_in_float32()
+        self._wide = size <= _SHORT or not single
         self._columns = self._cut(len(rows))
         self._runs = [(gradient[columns], rows[:, columns]) for columns in self._columns]
 
     def dots(self) -> Array:
         """Return <g_m, a_m> for each row, [K]."""
         dots = _sum([torch.mv(rows, gradient) for gradient, rows in self._read()], len(self._rows))
-        return dots if self._held(bool(np.isfinite(dots).all())) else self.dots()
+        largest = np.abs(dots).max(initial=0.0)
+        held = np.isfinite(largest) and (largest == 0.0 or largest > _SMALLEST)
+        return dots if self._held(bool(held)) else self.dots()
 
     def push(self, dual: Array, out: Tensor) -> None:
         """Write z_m = g_m + A_m' v into out [P], for v [K]."""
@@ -87,7 +91,8 @@ class Block:
             pairs = ((g, g), (z, z), (change, change), (g, z))
             terms.append(torch.stack([torch.dot(a, b) for a, b in pairs]))
         products = _sum(terms, 4)
-        return products if self._held(bool(np.isfinite(products).all())) else self.products(out)
+        held = np.isfinite(products).all() and products[:2].min() > _SMALLEST
+        return products if self._held(bool(held)) else self.products(out)
 
     def gram(self, new: Indices, chosen: Indices) -> Array:
         """Return the products of new rows with the chosen ones, which end in the new: [n, c]."""

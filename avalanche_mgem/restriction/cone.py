@@ -91,8 +91,8 @@ def project(
             A solver that only looks at the diagonal gets no ridge.
 
     Raises:
-        ValueError: shapes that do not fit, modules that overlap or reach beyond P, a memory
-            strength that is negative or not finite, an unknown ridge.
+        ValueError: shapes, dtypes or devices that do not fit, modules that overlap or reach beyond
+            P, a memory strength that is negative or not finite, an unknown ridge.
         FloatingPointError: a dot product is not finite.
     """
     strength = _check(gradient, rows, memory_strength)
@@ -154,6 +154,11 @@ def _check(gradient: Tensor, rows: Tensor, memory_strength: float | Tensor) -> A
         raise ValueError(
             f"rows must be [K, P] for a gradient [P], got rows {tuple(rows.shape)} "
             f"for a gradient {tuple(gradient.shape)}"
+        )
+    if gradient.dtype != rows.dtype or gradient.device != rows.device:
+        raise ValueError(
+            f"rows must be of the gradient's dtype and device, got {rows.dtype} on {rows.device} "
+            f"for {gradient.dtype} on {gradient.device}"
         )
     if not isinstance(memory_strength, Tensor):
         return np.full(len(rows), finite("memory_strength", memory_strength, minimum=0.0))

@@ -128,3 +128,25 @@ def test_the_metric_tells_the_mean_and_each_task():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         MGEMPlugin(6, **arguments)
+
+
+def test_the_gap_is_the_same_where_old_rows_are_used_again():
+    """The held-out rows are new then, and need the factors that the old ones got before."""
+
+    def two_rates(model):
+        first, *others = model.parameters()
+        return torch.optim.SGD([{"params": [first], "lr": 1e-7}, {"params": others, "lr": 1e-5}])
+
+    gaps = []
+    for every in (1, 2):
+        arguments = {"restrict": "update", "generalization_every": 1, "seed": 0}
+        plugin = MGEMPlugin(8, refresh_every=every, **arguments)
+        seen = []
+        note = Call(
+            after_training_iteration=lambda _, p=plugin, s=seen: s.append(p.last_generalization)
+        )
+        strategy = make_strategy(make_model(), [plugin, note], optimizer=two_rates)
+        train(strategy, SETTINGS["single head"][1]().train_stream)
+        gaps.append([gap[0] for gap in seen if gap])
+    assert gaps[0]
+    assert gaps[0] == pytest.approx(gaps[1], abs=1e-3)

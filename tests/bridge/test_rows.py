@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from avalanche.models import SimpleMLP
 from tiny import SETTINGS, Call, domain_stream, make_model, make_strategy, parameter_vector, train
 from torch import nn
 
@@ -95,6 +96,105 @@ def test_what_the_modules_do_not_show_is_found_out(kind):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     with pytest.raises(ValueError, match="memory_passes='grouped' cannot be"):
         rows_of("grouped", model=copy.deepcopy(model), memory_groups=2)
+
+
+class Noisy(nn.Module):
+    """Draws so little that no comparison sees it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.layer(x + 1e-9 * torch.randn_like(x))
+
+
+def test_a_forward_that_draws_draws_from_the_plugins_own_numbers():
+    states = []
+    plugin = MGEMPlugin(8, 0.5, memory_groups=4, seed=0)
+    notes = [Call(before_training_iteration=lambda _: states.append(torch.get_rng_state()))] * 2
+    strategy = make_strategy(Noisy(), [notes[0], plugin, notes[1]])
+    train(strategy, domain_stream().train_stream)
+    assert all(torch.equal(a, b) for a, b in zip(states[::2], states[1::2], strict=True))
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.layer(x), x
+
+
+class PartlyWithoutGradient(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk, self.layer = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.trunk(x)
+        return self.layer(x)
+
+
+class AllFunctional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.layer.weight, self.layer.bias)
+
+
+@pytest.mark.parametrize("kind", [TwoOutputs, PartlyWithoutGradient, AllFunctional])
+def test_what_cannot_be_taken_together_goes_one_by_one(kind):
+    rows = []
+    torch.manual_seed(0)
+    model = kind()
+    for passes in ("auto", "loop"):
+        seen = []
+        plugin = MGEMPlugin(8, memory_groups=4, memory_passes=passes, seed=0)
+        after = Call(after_backward=lambda _, p=plugin, s=seen: s.append(p._matrix.rows.clone()))
+        strategy = make_strategy(copy.deepcopy(model), [plugin, after])
+        if kind is TwoOutputs:
+            strategy._criterion = lambda output, y: nn.functional.cross_entropy(output[0], y)
+        train(strategy, domain_stream().train_stream[:2])
+        rows.append(seen)
+    for own, expected in zip(*rows, strict=True):
+        torch.testing.assert_close(own, expected)
+
+
+def test_avalanches_own_mlp_with_its_activations_in_place_is_taken_together():
+    model = SimpleMLP(num_classes=6, input_size=6, hidden_size=8, drop_rate=0.0)
+    grouped, plugin, _ = rows_of("auto", model=copy.deepcopy(model), memory_groups=3)
+    loop, _, _ = rows_of("loop", model=copy.deepcopy(model), memory_groups=3)
+    assert plugin._rows._grouped
+    assert ((grouped[0] - loop[0]).norm(dim=1) <= 1e-6 * loop[0].norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("memory_groups", [2, 4])
+@pytest.mark.parametrize("unused", ["exclude", "include"])
+def test_heads_that_see_their_own_tasks_only(memory_groups, unused):
+    """Their samples may divide by the number of groups of all tasks, and are not theirs."""
+    arguments = {"memory_groups": memory_groups, "unused_parameters": unused}
+    found, _, _ = rows_of("auto", "a head a task", **arguments)
+    expected, _, _ = rows_of("loop", "a head a task", **arguments)
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-6)
+
+
+def test_the_model_is_compared_once_as_long_as_it_is_the_same():
+    calls = []
+    plugin = MGEMPlugin(8, memory_groups=2, seed=0)
+    strategy = make_strategy(make_model(), [plugin])
+    looking = plugin._rows._takes_groups
+    plugin._rows._takes_groups = lambda *a: calls.append(1) or looking(*a)
+    train(strategy, domain_stream(n_experiences=3).train_stream)
+    assert len(calls) == 1
+    strategy.model[0] = nn.Linear(6, 8)
+    train(strategy, domain_stream().train_stream[:1])
+    assert len(calls) == 2
 
 
 def test_batch_norm_wants_the_loop():
@@ -236,4 +336,6 @@ def test_a_pickled_group_takes_its_own_samples_only():
     for group, own in zip(again, groups, strict=True):
         assert torch.equal(group.batch[0], own.batch[0])
         assert group.batch[0].untyped_storage().nbytes() == group.batch[0].nbytes
-    assert len(copy.deepcopy(plugin).memory.closed_groups()) == len(groups)
+    again = copy.deepcopy(plugin)
+    assert len(again.memory.closed_groups()) == len(groups)
+    assert not again._rows._chunks._chunks

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from avalanche.benchmarks import split_online_stream
-from tiny import domain_stream, make_model, make_strategy, parameter_vector
+from tiny import domain_stream, make_model, make_strategy, parameter_vector, train
 
 from avalanche_mgem import MGEMPlugin
 from avalanche_mgem.bridge import size
@@ -61,3 +61,21 @@ def test_training_does_not_begin_with_a_stream_that_will_not_fit():
     with pytest.raises(ValueError, match=r"6 memory rows \(in the stream's last experience\)"):
         make_strategy(model, [refused]).train(stream[0])
     assert torch.equal(parameter_vector(model), before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rows"),
+    [
+        ({"memory_groups": 3, "generalization_every": 5}, 2 * (3 + 1)),
+        ({"memory_groups": 12, "memory_split": "class"}, 2 * 6),  # six classes a task
+    ],
+)
+def test_the_rows_that_there_can_be_are_counted(arguments, rows):
+    model, stream = make_model(), domain_stream(n_experiences=3).train_stream
+    needed = (rows + 2) * len(parameter_vector(model)) * 4
+    fits = MGEMPlugin(12, max_row_bytes=needed, seed=0, **arguments)
+    train(make_strategy(copy.deepcopy(model), [fits]), stream)
+    assert len(fits._matrix.rows) <= rows
+    refused = MGEMPlugin(12, max_row_bytes=needed - 1, seed=0, **arguments)
+    with pytest.raises(ValueError, match=f"{rows} memory rows"):
+        make_strategy(model, [refused]).train(stream[0])

@@ -39,7 +39,7 @@ def together(model, x, y, groups, parameters):
     with recorded_linears(model) as calls:
         output = model(x)
     loss = nn.functional.cross_entropy(output.flatten(0, -2), y.flatten()) * groups
-    write_grouped_gradients(calls, loss, parameters, rows)
+    write_grouped_gradients(calls, loss, len(x), parameters, rows)
     return rows
 
 
@@ -77,9 +77,40 @@ def test_a_layer_that_is_not_used_gets_zeros():
     parameters, rows = list(model.parameters()), torch.full((2, 16), 7.0)
     with recorded_linears(model) as calls:
         output = model["used"](torch.randn(4, 3))
-    write_grouped_gradients(calls, output.square().sum(), parameters, rows)
+    write_grouped_gradients(calls, output.square().sum(), 4, parameters, rows)
     assert rows[:, :8].abs().min() > 0
     assert not rows[:, 8:].any()
+
+
+def test_what_is_done_in_place_behind_a_layer_changes_nothing():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 3), nn.Tanh())
+    inplace = nn.Sequential(plain[0], nn.ReLU(inplace=True), plain[2], nn.Tanh())
+    x, y, parameters = torch.randn(6, 3), torch.randint(3, (6,)), list(plain.parameters())
+    expected = one_by_one(plain, x, y, 3, parameters)
+    torch.testing.assert_close(together(inplace, x, y, 3, parameters), expected)
+
+
+def test_a_layer_whose_samples_are_a_part_is_refused_though_they_divide():
+    """A head of one of two tasks sees half of the samples, which could be dealt to all groups."""
+    layer, rows = nn.Linear(3, 2), torch.zeros(2, 8)
+    with recorded_linears(layer) as calls:
+        loss = layer(torch.randn(8, 3)[:4]).sum()
+    with pytest.raises(NotGroupedError, match="other samples"):
+        write_grouped_gradients(calls, loss, 8, list(layer.parameters()), rows)
+
+
+def test_an_input_by_name_and_a_layer_without_gradient():
+    first, second = nn.Linear(3, 3), nn.Linear(3, 2)
+    rows, parameters = torch.full((2, 8), 7.0), list(second.parameters())
+    with recorded_linears(nn.Sequential(first, second)) as calls:
+        with torch.no_grad():
+            between = first(torch.randn(4, 3))
+        loss = second(input=between).sum()
+    write_grouped_gradients(calls, loss, 4, parameters, rows)
+    torch.testing.assert_close(rows[0, 6:], torch.full((2,), 2.0))
+    with pytest.raises(NotGroupedError, match="no linear layer was seen at work"):
+        write_grouped_gradients([], loss, 4, parameters, rows)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +153,7 @@ def test_a_layer_used_twice_is_refused():
     with recorded_linears(SHARED) as calls:
         loss = SHARED(SHARED(x)).sum()
     with pytest.raises(NotGroupedError, match="used twice"):
-        write_grouped_gradients(calls, loss, list(SHARED.parameters()), rows)
+        write_grouped_gradients(calls, loss, 4, list(SHARED.parameters()), rows)
 
 
 def test_a_layer_that_sees_other_samples_is_refused():
@@ -130,7 +161,7 @@ def test_a_layer_that_sees_other_samples_is_refused():
     with recorded_linears(layer) as calls:
         loss = layer(torch.randn(4, 3)[:3]).sum()
     with pytest.raises(NotGroupedError, match="other samples"):
-        write_grouped_gradients(calls, loss, list(layer.parameters()), rows)
+        write_grouped_gradients(calls, loss, 4, list(layer.parameters()), rows)
 
 
 def test_no_hook_is_left_after_an_error():

@@ -106,3 +106,28 @@ def test_a_result_beyond_float32_is_an_error_and_not_infinity():
     for dtype, strength in ((torch.float32, 1e20), (torch.float64, 1e200)):
         with pytest.raises(FloatingPointError, match="too large"):
             project(gradient.to(dtype), rows.to(dtype), memory_strength=strength)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions_are_multiplied_in_float64(dtype):
+    gradient, rows = problem(5)
+    gradient = (gradient - rows.sum(0)).to(dtype)
+    wide = project(gradient.double(), rows.to(dtype).double()).gradient
+    narrow = project(gradient, rows.to(dtype)).gradient
+    assert narrow.dtype == dtype
+    torch.testing.assert_close(narrow, wide.to(dtype))
+
+
+def test_a_gradient_of_another_precision_is_refused():
+    gradient, rows = problem(2)
+    with pytest.raises(ValueError, match="rows must be of the gradient's dtype"):
+        project(gradient.double(), rows)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-24])
+def test_what_a_tiny_projection_tells_of_itself_is_true(scale):
+    gradient, rows = problem(3)
+    gradient = gradient - 0.02 * rows.sum(0)
+    plain, tiny = project(gradient, rows), project(gradient * scale, rows)
+    assert tiny.relative_change == pytest.approx(plain.relative_change, rel=1e-3)
+    assert tiny.cosine == pytest.approx(plain.cosine, abs=1e-5)
