@@ -19,6 +19,7 @@ import typer
 
 from avalanche_mgem.experiment import METHODS, Method, NamedStream, Training, compare
 
+
 def methods() -> list[Method]:
     """GEM's one group of 256 memories a task; all of it at each step, or less."""
     exact = METHODS["mgem-d"].variant("exact", memory_groups=1, memory_strength=0.5)
