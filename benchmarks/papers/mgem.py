@@ -12,6 +12,7 @@ row, not shared by a task's groups.
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated
 
@@ -58,6 +59,9 @@ def main(
     experiences: int = 10,
     test_examples: Annotated[int, typer.Option(help="Test examples a task.")] = 2000,
     jobs: int = 1,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Methods by pattern, with * and ?; repeatable.")
+    ] = None,
     only_undivided: Annotated[
         bool, typer.Option("--undivided", help="Gamma on every row, that method alone.")
     ] = False,
@@ -68,8 +72,11 @@ def main(
         "test_per_experience": test_examples,
         "data_root": str(data_root),
     }
+    chosen = undivided() if only_undivided else methods()
+    if only:
+        chosen = [m for m in chosen if any(fnmatchcase(m.name, pattern) for pattern in only)]
     compare(
-        undivided() if only_undivided else methods(),
+        chosen,
         stream=NamedStream(stream, arguments),
         seeds=seeds,
         training=Training(learning_rate=0.1, batch_size=10, epochs=1, memory=256),
