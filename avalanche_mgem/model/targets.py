@@ -1,0 +1,180 @@
+"""Which layers of a model are meant: what is an output head, and what `target_modules` names."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from avalanche_mgem.arguments import suggestion
+
+TargetModules = str | Collection[str] | None
+Heads = str | Sequence[str] | None
+Layers = Mapping[str, nn.Module]
+
+_HEAD_CLASSES = {"IncrementalClassifier", "MultiHeadClassifier"}
+_HEAD_NAMES = {"classifier", "classification_head", "score", "lm_head", "qa_outputs"}
+_WRAPPED = {"module", "model", "base_model", "_orig_mod"}
+
+
+def join(prefix: str, name: str) -> str:
+    """Return the name of what is called `name` in the module `prefix`; "" is the model itself."""
+    return f"{prefix}.{name}" if prefix else name
+
+
+def inside(name: str, module: str) -> bool:
+    """Whether the module `name` is the other or is a part of it."""
+    return not module or name == module or name.startswith(f"{module}.")
+
+
+def is_lora(module: nn.Module) -> bool:
+    """Whether the module has the attributes of peft's LoRA layers."""
+    return all(hasattr(module, name) for name in ("lora_A", "lora_B", "base_layer"))
+
+
+def convolves(module: nn.Module) -> bool:
+    """Whether the module is a Conv2d, or a LoRA layer on one."""
+    return isinstance(getattr(module, "base_layer", module), nn.Conv2d)
+
+
+def head_names(model: nn.Module, layers: Layers, heads: Heads = None) -> list[str]:
+    """Return the names of the modules that are, or contain, output heads.
+
+    Args:
+        model: whose heads they are.
+        layers: those that may be heads, in module order.
+        heads: names or shell patterns; None: the usual ones, see `find_gated_layers`.
+
+    Raises:
+        ValueError: a pattern that matches no module.
+    """
+    if heads is None:
+        found = [head for head in _usual_heads(model) if any(inside(n, head) for n in layers)]
+        return found or [name for name, module in layers.items() if not convolves(module)][-1:]
+    names = [name for name, _ in model.named_modules()]
+    found = []
+    for pattern in [heads] if isinstance(heads, str) else heads:
+        matched = [name for name in names if fnmatchcase(name, pattern)]
+        if not matched:
+            known = suggestion(pattern, filter(None, names))
+            raise ValueError(f"heads: {pattern!r} matches no module; {known}")
+        found += matched
+    return found
+
+
+def _usual_heads(model: nn.Module) -> Iterator[str]:
+    top = model.get_submodule(_wrapping(model))
+    names = {id(module): name for name, module in model.named_modules()}
+    for name, module in model.named_modules():
+        if _HEAD_CLASSES & {parent.__name__ for parent in type(module).__mro__}:
+            yield name
+        get_output: Callable[[], object] | None = getattr(module, "get_output_embeddings", None)
+        if get_output is not None or module is top:
+            children = [child for child, _ in module.named_children()]
+            yield from (join(name, child) for child in children if child in _HEAD_NAMES)
+        # Models without such a layer have the method too; it returns None, which is no module.
+        if get_output is not None and (output := id(get_output())) in names:
+            yield names[output]
+
+
+def _wrapping(model: nn.Module) -> str:
+    """Return the name of what DataParallel, torch.compile, peft or a user wrapped; "" for none."""
+    name = ""
+    while len(children := dict(model.named_children())) == 1 and children.keys() <= _WRAPPED:
+        ((child, model),) = children.items()
+        name = join(name, child)
+    return name
+
+
+def target_names(model: nn.Module, layers: Layers, target_modules: TargetModules) -> list[str]:
+    """Return the names of those of `layers` that are meant, in their order.
+
+    Args:
+        model: that the layers are of.
+        layers: those to choose from, which are no heads, by name.
+        target_modules: see `find_gated_layers`.
+
+    Raises:
+        ValueError: a target that matches none of the layers, or no target at all.
+    """
+    if target_modules is None:
+        return _of_their_own(model, layers)
+    matchers: dict[str, Callable[[str], bool]]
+    if target_modules == "all-linear":
+        matchers = {"all-linear": lambda name: not convolves(layers[name])}
+    elif isinstance(target_modules, str):
+        matchers = {target_modules: _expression(target_modules, _wrapping(model))}
+    else:
+        matchers = {target: _suffix(target) for target in _names(target_modules)}
+    chosen: set[str] = set()
+    for target, matches in matchers.items():
+        matched = {name for name in layers if matches(name)}
+        if not matched:
+            is_expression = target == target_modules != "all-linear"
+            raise ValueError(_no_match(model, target, layers, is_expression=is_expression))
+        chosen |= matched
+    return [name for name in layers if name in chosen]
+
+
+def _of_their_own(model: nn.Module, layers: Layers) -> list[str]:
+    """Return the layers whose weight no other module has."""
+    owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
+    own = [n for n, m in layers.items() if is_lora(m) or owners[id(m.weight)] <= 1]
+    if not own:
+        raise ValueError(
+            "model has no layer with rows to gate: every weight is shared with another module, and "
+            f"such layers must be named in target_modules; known: {', '.join(layers)}"
+        )
+    return own
+
+
+def _expression(target: str, wrapping: str) -> Callable[[str], bool]:
+    """Match names as a regular expression does, in a wrapper also without the wrapper's name."""
+    try:
+        expression = re.compile(target)
+    except re.error as error:
+        raise ValueError(
+            f"target_modules must be a list of names, 'all-linear' or a regular expression, "
+            f"got {target!r}: {error}"
+        ) from error
+
+    def matches(name: str) -> bool:
+        plain = name[len(wrapping) + 1 :] if wrapping else name
+        return bool(expression.fullmatch(name) or expression.fullmatch(plain))
+
+    return matches
+
+
+def _suffix(target: str) -> Callable[[str], bool]:
+    return lambda name: name == target or name.endswith(f".{target}")
+
+
+def _names(target_modules: Collection[str]) -> list[str]:
+    try:
+        names = list(target_modules)
+    except TypeError:
+        names = []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            "target_modules must be None, 'all-linear', a regular expression or a list of at least "
+            f"one name, got {target_modules!r}"
+        )
+    return names
+
+
+def _no_match(model: nn.Module, target: str, layers: Layers, *, is_expression: bool) -> str:
+    """Say what the target matches instead, and which names come near to it."""
+    said = "matches no layer"
+    if any(_suffix(target)(name) for name, _ in model.named_modules()):
+        said = "names no layer with rows to gate, or an output head (see heads)"
+    if is_expression:
+        said += "; a string is a regular expression that must match a whole name, a list has names"
+    return f"target_modules: {target!r} {said}; {_known(target, layers, target.count('.') + 1)}"
+
+
+def _known(target: str, layers: Iterable[str], depth: int) -> str:
+    """Suggest the last parts of names, as many parts as the target has, each once."""
+    return suggestion(target, dict.fromkeys(".".join(n.split(".")[-depth:]) for n in layers))

@@ -1,0 +1,197 @@
+"""Which rows of a layer may move: those of the output units that speak up.
+
+For a linear layer y = xW' + b, with W [out, in], MIGU (arXiv 2406.17245, eq. 3-5) takes
+
+    n_i = mean over all tokens of |y_i|
+
+and keeps the gradient of the rows of W with the largest n_i; a fraction T of the rows is masked.
+The paper leaves open what becomes of ties and of fractions of a row: here exactly
+floor(T * out + 1e-9) rows are masked, and among equals the lowest index is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import repeat
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from avalanche_mgem.arguments import finite, one_of
+
+Normalize = Literal["none", "token"]
+NORMALIZE = ("none", "token")
+
+Key = TypeVar("Key")
+
+# Elements of which the magnitudes are held at a time. On a CPU a sum over what is still in the
+# cache takes half the time; an accelerator wants one launch.
+_CACHED = 2**17
+
+
+def n_masked(mask_fraction: float, n_rows: int) -> int:
+    """Return how many of n_rows are masked, floor(mask_fraction * n_rows + 1e-9).
+
+    The 1e-9 is for products such as 0.7 * 90, which is 62.99.. in floating point.
+
+    Raises:
+        ValueError: the mask fraction is no number in [0, 1).
+    """
+    fraction = finite("mask_fraction", mask_fraction, minimum=0.0)
+    if fraction >= 1.0:
+        raise ValueError(f"mask_fraction must be a number in [0, 1), got {mask_fraction!r}")
+    return math.floor(fraction * n_rows + 1e-9)
+
+
+def kept_rows(scores: Tensor, mask_fraction: float) -> Tensor:
+    """Return which rows may move, bool [n]: all but `n_masked` of them, the largest scores.
+
+    Args:
+        scores: of the rows, [n], any real dtype; compared in float32.
+        mask_fraction: T, the fraction of the rows that is masked, in [0, 1).
+
+    Raises:
+        ValueError: a mask fraction out of range, scores that are no vector.
+        FloatingPointError: a score is NaN.
+    """
+    if scores.ndim != 1:
+        raise ValueError(f"scores must be [n], got {tuple(scores.shape)}")
+    return kept_rows_of_many(scores[None], mask_fraction)[0]
+
+
+def kept_rows_of_many(scores: Tensor, mask_fraction: float) -> Tensor:
+    """Return `kept_rows` of L layers of one width, bool [L, n], from scores [L, n]."""
+    if scores.ndim != 2:
+        raise ValueError(f"scores must be [L, n], got {tuple(scores.shape)}")
+    masked = n_masked(mask_fraction, scores.shape[1])
+    scores = scores.detach().float()
+    if bool(scores.isnan().any()):
+        raise FloatingPointError("a score is NaN: no row is larger than another")
+    # A stable sort, so that ties fall the same way on every device and on every rank.
+    order = torch.sort(scores, dim=1, descending=True, stable=True).indices
+    kept = torch.ones_like(scores, dtype=torch.bool)
+    return kept.scatter_(1, order[:, scores.shape[1] - masked :], False)
+
+
+def kept_rows_of_layers(scores: Mapping[Key, Tensor], mask_fraction: float) -> dict[Key, Tensor]:
+    """Return `kept_rows` of every layer, bool [n] each; layers of one width are sorted together."""
+    kept: dict[Key, Tensor] = {}
+    for keys in _of_one_width(scores):
+        stacked = torch.stack([scores[key].float() for key in keys])
+        kept.update(zip(keys, kept_rows_of_many(stacked, mask_fraction), strict=True))
+    return {key: kept[key] for key in scores}
+
+
+def masked_positions(kept: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+    """Return the positions of the rows that may not move, ascending, int64 [masked] each.
+
+    An accelerator is waited for once for every width, not once for every layer.
+    """
+    positions: dict[Key, Tensor] = {}
+    for keys in _of_one_width(kept):
+        stacked = torch.stack([kept[key] for key in keys])
+        masked_first = torch.sort(stacked.to(torch.uint8), dim=1, stable=True).indices
+        counts = (~stacked).sum(1).tolist()
+        for key, order, count in zip(keys, masked_first, counts, strict=True):
+            positions[key] = order[:count]
+    return {key: positions[key] for key in kept}
+
+
+def _of_one_width(rows: Mapping[Key, Tensor]) -> Iterable[list[Key]]:
+    groups: dict[object, list[Key]] = {}
+    for key, values in rows.items():
+        groups.setdefault((values.shape, values.device), []).append(key)
+    return groups.values()
+
+
+def token_magnitudes(
+    output: Tensor,
+    *,
+    normalize: Normalize = "none",
+    weights: Tensor | None = None,
+    channel_dim: int = -1,
+) -> tuple[Tensor, int | Tensor]:
+    """Return the sum of |y_i| over all tokens, float32 [n], and the number of tokens.
+
+    A token is whatever has an output of its own: a sample, a position of a text or of an image.
+
+    Args:
+        output: y, [..., n], or with the n units in another dimension, such as [N, C, H, W].
+        normalize: "none" as the authors' code; "token": |y| of each token is divided by its own
+            L1 norm first, as the paper's text may be read. A token of zeros stays zeros.
+        weights: which tokens count, of the shape of the tokens or of their leading dimensions:
+            [N], or [N, L] such as an attention mask. Zero leaves a token out, whatever its output,
+            NaN included; any other number counts it once.
+        channel_dim: of the n units in `output`.
+
+    Returns:
+        The sum, and the number of tokens that count: an int, or with weights an int64 tensor [],
+        so that no accelerator is waited for.
+
+    Raises:
+        ValueError: an unknown `normalize`, weights that do not fit.
+    """
+    one_of("normalize", normalize, NORMALIZE)
+    output = output.detach()
+    channel_dim %= output.ndim
+    mask = None if weights is None else _fitted(weights, output, channel_dim)
+    total = torch.zeros(output.shape[channel_dim], device=output.device)
+    for part, part_mask in _parts(output, mask, channel_dim):
+        total = total + _magnitudes(part, normalize, part_mask)
+    # Tokens are counted in int64: float32 cannot count beyond 2^24.
+    return total, output.numel() // max(len(total), 1) if mask is None else mask.sum()
+
+
+def _fitted(weights: Tensor, output: Tensor, channel_dim: int) -> Tensor:
+    """Return the tokens that count, bool, in the shape of the output but for one unit only."""
+    tokens = [*output.shape[:channel_dim], *output.shape[channel_dim + 1 :]]
+    if list(weights.shape) != tokens[: weights.ndim]:
+        raise ValueError(
+            f"weights must have the leading dimensions of the tokens {tuple(tokens)}, "
+            f"got {tuple(weights.shape)}"
+        )
+    mask = weights.to(output.device) != 0
+    mask = mask.reshape(*mask.shape, *[1] * (len(tokens) - mask.ndim))
+    return mask.expand(tokens).unsqueeze(channel_dim)
+
+
+def _parts(
+    output: Tensor, mask: Tensor | None, channel_dim: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Cut the output into pieces [samples, n, positions], and the mask, [samples, 1, positions]."""
+    output = _three_dimensional(output, channel_dim)
+    size = max(len(output), 1)
+    if output.device.type == "cpu":
+        size = max(_CACHED // max(output.shape[1] * output.shape[2], 1), 1)
+    masks: Iterable[Tensor | None] = repeat(None)
+    if mask is not None:
+        masks = torch.split(_three_dimensional(mask, channel_dim), size)
+    yield from zip(torch.split(output, size), masks, strict=False)
+
+
+def _three_dimensional(tensor: Tensor, channel_dim: int) -> Tensor:
+    shape = tensor.shape
+    before, after = math.prod(shape[:channel_dim]), math.prod(shape[channel_dim + 1 :])
+    return tensor.reshape(before, shape[channel_dim], after)
+
+
+def _magnitudes(part: Tensor, normalize: Normalize, mask: Tensor | None) -> Tensor:
+    """Return the sum of |y| over the tokens of a piece [samples, n, positions], float32 [n]."""
+    size = part.abs()
+    if normalize == "token":
+        norm = size.sum(1, keepdim=True, dtype=torch.float32)
+        size = size.float() / norm.masked_fill(norm == 0, 1.0)
+    if mask is not None:
+        size = size.masked_fill(~mask, 0.0)
+    return size.sum((0, 2), dtype=torch.float32)
+
+
+def row_magnitudes(matrix: Tensor, dim: int = 0) -> Tensor:
+    """Return the mean of |w| over each row, float32 [n]; the n rows lie along `dim`.
+
+    Of a weight or of its gradient, it is a score to compare MIGU's with (the paper's table 11).
+    """
+    rows = matrix.detach().movedim(dim, 0)
+    return rows.abs().sum(tuple(range(1, rows.ndim)), dtype=torch.float32) / max(rows[0].numel(), 1)
