@@ -96,7 +96,8 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
             and the constraint holds for the samples drawn only).
         refresh_every: how many iterations the memory's gradients are used for before they are
             computed again (ours, an approximation if above 1: between, they are those of parameters
-            that have moved on).
+            that have moved on; at GEM's settings 2 costs little and 5 ruins training, see
+            benchmarks/approximations.py).
         max_row_bytes: the most that the memory's gradients, the current one and its projection may
             take: K + 2 rows of P numbers. None: what the device has. An experience that takes more
             is refused before training, and so is a stream whose last experience will.
