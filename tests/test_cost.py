@@ -105,7 +105,7 @@ def test_case_names_are_unique_and_the_figures_come_first(cost):
 def test_a_target_may_be_a_bound_from_above():
     sys.path.insert(0, str(FOLDER))
     try:
-        from cases import Target
+        from cost_cases import Target
     finally:
         sys.path.remove(str(FOLDER))
     assert Target(1.2, 1.4).verdict(1.3) == "reached"

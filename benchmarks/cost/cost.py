@@ -24,7 +24,7 @@ from typing import Annotated
 
 import torch
 import typer
-from cases import Case, all_cases, quick_cases
+from cost_cases import Case, all_cases, quick_cases
 from memory import measure_memory
 from own_work import measure_own_work
 from record import Results, rows_of

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
-from cases import Case
+from cost_cases import Case
 from setting import (
     BATCH_SIZE,
     experience_of,

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from avalanche.training.plugins import GEMPlugin, SupervisedPlugin
-from cases import Case
 from clock import Pairs, in_turns, pair_numbers, repetitions, seconds_of
+from cost_cases import Case
 from setting import (
     BATCH_SIZE,
     LEARNING_RATE,

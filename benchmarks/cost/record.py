@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cases import Case, Target
+from cost_cases import Case, Target
 
 import avalanche_mgem
 

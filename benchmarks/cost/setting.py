@@ -11,7 +11,7 @@ import torch
 from avalanche.benchmarks import CLScenario
 from avalanche.training.plugins import GEMPlugin
 from avalanche.training.supervised import Naive
-from cases import RIDGE, Case
+from cost_cases import RIDGE, Case
 from torch import nn
 
 from avalanche_mgem import MGEMPlugin

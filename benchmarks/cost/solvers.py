@@ -15,8 +15,8 @@ import numpy as np
 import qpsolvers
 import torch
 from avalanche.training.plugins import GEMPlugin, SupervisedPlugin
-from cases import RIDGE, Case
 from clock import Pairs, in_turns, pair_numbers, repetitions, seconds_of
+from cost_cases import RIDGE, Case
 from numpy.typing import NDArray
 from own_work import LEAD_IN, backward
 from setting import (

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from avalanche.training.plugins import GEMPlugin, SupervisedPlugin
 from avalanche.training.supervised import Naive
-from cases import Case
 from clock import Pairs, in_turns, pair_numbers, seconds_of
+from cost_cases import Case
 from setting import (
     BATCH_SIZE,
     experience_of,
