@@ -3,6 +3,8 @@
 import numpy as np
 from hypothesis import strategies as st
 
+from avalanche_mgem.restriction import PivotingSolver
+
 SCALES = (1e-15, 1e-6, 1.0, 1e6, 1e15)
 
 
@@ -40,3 +42,13 @@ def rows_and_gradient(draw, max_rows=6):
         rows = rows[0] + 1e-4 * rows
     gradient = random.standard_normal(size) * draw(st.sampled_from(SCALES))
     return rows, gradient
+
+
+class Stubborn(PivotingSolver):
+    """Says of every solve that it needed a larger ridge."""
+
+    retries = 0
+
+    def __call__(self, gram, dots, lower):
+        self.retries += 1
+        return super().__call__(gram, dots, lower)

@@ -5,12 +5,13 @@ import pytest
 import torch
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from avalanche.training.supervised import Naive
+from nasty import Stubborn
 from tiny import Call, domain_stream, make_model, sgd, train
 from torch import nn
 
 from avalanche_mgem import MGEMPlugin
 from avalanche_mgem.evaluation import RestrictionMetric, restriction_metrics
-from avalanche_mgem.restriction import PivotingSolver, Projection
+from avalanche_mgem.restriction import Projection
 
 NAMES = ("ViolatedIterations", "RelativeChange", "Cosine")
 
@@ -145,13 +146,6 @@ def test_the_time_of_each_part_is_told(restrict):
 
 
 def test_solves_that_needed_a_larger_ridge_are_counted():
-    class Stubborn(PivotingSolver):
-        retries = 0
-
-        def __call__(self, gram, dots, lower):
-            self.retries += 1
-            return super().__call__(gram, dots, lower)
-
     solver = Stubborn()
     keeper = run(
         [MGEMPlugin(8, 0.0, parameter_groups="tensor", memory_groups=4, solver=solver, seed=0)],

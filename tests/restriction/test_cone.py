@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nasty import rows_and_gradient
+from nasty import Stubborn, rows_and_gradient
 from reference import cone as reference
 
 from avalanche_mgem.restriction import DiagonalSolver, PivotingSolver, project
@@ -187,13 +187,6 @@ def test_the_rows_at_their_bound_are_not_solved_for():
 
 
 def test_a_larger_ridge_is_counted():
-    class Stubborn(PivotingSolver):
-        retries = 0
-
-        def __call__(self, gram, dots, lower):
-            self.retries += 1
-            return super().__call__(gram, dots, lower)
-
     gradient, rows = torch.tensor([-1.0, -1.0]), torch.eye(2)
     assert project(gradient, rows).retries == 0
     assert (
