@@ -10,14 +10,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from avalanche_mgem.plugins import MGEMPlugin
-    from avalanche_mgem.strategies import MGEM
+    from avalanche_mgem.plugins import MGEMPlugin, MIGUPlugin
+    from avalanche_mgem.strategies import MGEM, MIGU
 
 __version__ = "0.1.0"
 
-_HOMES = {"MGEMPlugin": "avalanche_mgem.plugins", "MGEM": "avalanche_mgem.strategies"}
+_HOMES = {
+    "MGEMPlugin": "avalanche_mgem.plugins",
+    "MIGUPlugin": "avalanche_mgem.plugins",
+    "MGEM": "avalanche_mgem.strategies",
+    "MIGU": "avalanche_mgem.strategies",
+}
 
-__all__ = ["MGEM", "MGEMPlugin", "__version__"]
+__all__ = ["MGEM", "MIGU", "MGEMPlugin", "MIGUPlugin", "__version__"]
 
 
 def __getattr__(name: str) -> object:

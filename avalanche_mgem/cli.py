@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 
 from avalanche_mgem import __version__
-from avalanche_mgem.arguments import positive_int
 
 app = typer.Typer(
     help="Restrict what an update may do to the past, and compare with Avalanche's baselines.",
@@ -36,11 +35,15 @@ def compare(
         str,
         typer.Option(
             help="KIND-DATA: permuted, rotated or split; digits, mnist, fashion-mnist, cifar10, "
-            "cifar100 or a FILE.npz. Or domains-digit-five, domains:A.npz,B.npz."
+            "cifar100 or a FILE.npz. Or domains-digit-five, domains:A.npz,B.npz. Or text."
         ),
     ] = "permuted-digits",
     methods: Annotated[
-        str | None, typer.Option(help="Names, with commas between; default: ten of --list.")
+        str | None,
+        typer.Option(
+            help="Names, with commas between; default: eleven of --list; "
+            "with + between, a combination: replay+migu."
+        ),
     ] = None,
     methods_file: Annotated[
         Path | None, typer.Option(help="TOML file of further methods: variants of the known ones.")
@@ -70,38 +73,70 @@ def compare(
     image_size: Annotated[
         int | None, typer.Option(help="Height and width to resize images to.")
     ] = None,
+    order: Annotated[
+        str | None, typer.Option(help="Of text: 1 to 6, MIGU's orders of tasks; default: 1.")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Of text, instead of --order: names, such as agnews,yelp.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Of text: tokens of a text; default: 128.")
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(help="Of text: classification, or text-to-text or causal: answers in words."),
+    ] = None,
+    shared_labels: Annotated[
+        bool, typer.Option(help="Of text: tasks share the label words that they have in common.")
+    ] = False,
     model: Annotated[
-        str, typer.Option(help="mlp, slim-resnet18, cnn5, or your own package.module:factory.")
-    ] = "mlp",
+        str | None,
+        typer.Option(
+            help="mlp, slim-resnet18, cnn5, or your own package.module:factory; default: mlp. "
+            "Of text: a name on the hub or a folder."
+        ),
+    ] = None,
     hidden: Annotated[
         str | None, typer.Option(help="Widths of the mlp's hidden layers; default: 100,100.")
     ] = None,
     heads: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="single; growing, as classes come; multi, one a task (task-incremental)."
+            help="single; growing, as classes come; multi, one a task (task-incremental). "
+            "Default: single, text: multi."
         ),
-    ] = "single",
+    ] = None,
     task_labels: Annotated[
         bool, typer.Option(help="A task label an experience; --heads multi implies it.")
     ] = False,
     memory: Annotated[int, typer.Option(help="Patterns kept of each experience.")] = 64,
     epochs: Annotated[int, typer.Option(help="Passes over each experience.")] = 1,
-    batch_size: Annotated[int, typer.Option(help="Training minibatch.")] = 10,
-    optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "sgd",
-    learning_rate: Annotated[float, typer.Option(help="Of the optimiser.")] = 0.1,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Training minibatch; default: 10, text: 16.")
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="sgd, adam or adamw; default: sgd, text: adamw.")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of the optimiser; default: 0.1, text: 0.0001.")
+    ] = None,
     momentum: Annotated[float, typer.Option(help="Of SGD.")] = 0.0,
-    weight_decay: Annotated[float, typer.Option(help="Of the optimiser.")] = 0.0,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Of the optimiser; default: 0, text: 0.01.")
+    ] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", help="METHOD.SETTING=VALUE, such as mgem-d.memory_groups=8."),
     ] = None,
     data_root: Annotated[
-        Path | None, typer.Option(help="Folder of the data sets; default: ./data.")
+        Path | None, typer.Option(help="Folder of the data sets; default: ./data, text: the hub.")
     ] = None,
     download: Annotated[bool, typer.Option(help="Download what is not there.")] = True,
     device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu",
-    jobs: Annotated[int | None, typer.Option(help="Worker processes; default: the cores.")] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Worker processes; default: the cores; of text on an accelerator: 1."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Results folder.")] = Path("mgem-compare"),
 ) -> None:
     """Train methods on a stream and show how they compare; run again, it continues."""
@@ -110,42 +145,48 @@ def compare(
         from avalanche_mgem.experiment import (
             DEFAULT_METHODS,
             METHODS,
-            NamedStream,
-            Training,
+            TEXT_METHODS,
             load_methods,
-            make_model_factory,
             methods_table,
         )
         from avalanche_mgem.experiment import compare as run_comparison
         from avalanche_mgem.experiment.registry import parse_settings
+        from avalanche_mgem.experiment.setup import Options
         from avalanche_mgem.experiment.workers import available_cores
 
         own = {} if methods_file is None else {m.name: m for m in load_methods(methods_file)}
         if list_methods:
             Console().print(methods_table({**METHODS, **own}.values()))
             return
-        default = list(dict.fromkeys([*DEFAULT_METHODS, *own]))
-        names = _names(methods) or default
-        if experiences is not None:
-            positive_int("experiences", experiences)
-        given = {
-            "class_order": class_order,
-            "domains": domains,
-            "image_size": image_size,
-            "task_labels": _task_labels(stream, model, heads, task_labels) or None,
-        }
-        arguments = {
-            **_sizes(stream, experiences, train_per_experience),
-            "test_per_experience": test_per_experience,
-            "data_root": None if data_root is None else str(data_root),
-            "download": download,
-            **{name: value for name, value in given.items() if value is not None},
-        }
+        options = Options(
+            stream=stream,
+            experiences=experiences,
+            train_per_experience=train_per_experience,
+            test_per_experience=test_per_experience,
+            class_order=class_order,
+            domains=domains,
+            image_size=image_size,
+            order=order,
+            tasks=_names(tasks),
+            max_length=max_length,
+            form=form,
+            shared_labels=shared_labels,
+            model=model,
+            hidden=_widths(hidden),
+            heads=heads,
+            task_labels=task_labels,
+            data_root=data_root,
+            download=download,
+        )
+        made_stream, factory = options.stream_and_model()
+        usual = TEXT_METHODS if options.is_text else DEFAULT_METHODS
+        default_jobs = 1 if options.is_text and device != "cpu" else available_cores()
+        names = _names(methods) or list(dict.fromkeys([*usual, *own]))
         run_comparison(
             [own.get(name, name) for name in names],
-            stream=NamedStream(stream, arguments),
+            stream=made_stream,
             seeds=seeds,
-            training=Training(
+            training=options.training(
                 optimizer=optimizer,
                 learning_rate=learning_rate,
                 momentum=momentum,
@@ -155,10 +196,10 @@ def compare(
                 device=device,
                 memory=memory,
             ),
-            model=make_model_factory(model, heads=heads, hidden=_widths(hidden)),
+            model=factory,
             settings=parse_settings(assignments or []),
             out=out,
-            jobs=available_cores() if jobs is None else jobs,
+            jobs=default_jobs if jobs is None else jobs,
             console=Console(),
         )
 
@@ -198,33 +239,6 @@ def report(
             lines.append(f"Settings and scores: tensorboard --logdir {out / 'tensorboard'}")
         for line in lines:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _sizes(
-    stream: str, experiences: int | None, train_per_experience: int | None
-) -> dict[str, int | None]:
-    """The stream's length and the samples of an experience, with the defaults of its kind."""
-    from avalanche_mgem.streams import parse_stream_name
-
-    kind, source = parse_stream_name(stream)
-    if kind == "domains":
-        length = {} if experiences is None else {"n_experiences": experiences}
-        return {**length, "train_per_experience": train_per_experience}
-    if train_per_experience is None and source == "digits" and kind != "split":
-        train_per_experience = 750
-    if experiences is None:
-        experiences = 5 if kind == "split" else 10
-    return {"n_experiences": experiences, "train_per_experience": train_per_experience}
-
-
-def _task_labels(stream: str, model: str, heads: str, asked: bool) -> bool:
-    """Whether experiences have task labels; refuses what would train to no purpose."""
-    if asked and heads != "multi" and ":" not in model and stream.startswith("split"):
-        raise ValueError(
-            f"task_labels: with heads={heads!r} all tasks of a split stream would share one head's "
-            "outputs, because each numbers its classes from 0; use --heads multi"
-        )
-    return asked or heads == "multi"
 
 
 def _widths(hidden: str | None) -> list[int] | None:

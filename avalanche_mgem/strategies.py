@@ -11,7 +11,7 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 from torch.optim import Optimizer
 
-from avalanche_mgem.plugins import MGEMPlugin
+from avalanche_mgem.plugins import MGEMPlugin, MIGUPlugin
 
 
 def option_names(function: Any) -> set[str]:
@@ -73,3 +73,16 @@ class MGEM(_PluginStrategy):
     """
 
     PLUGIN = MGEMPlugin
+
+
+class MIGU(_PluginStrategy):
+    """Magnitude-based gradient updating; see MIGUPlugin for its arguments and its source.
+
+    All arguments are keyword arguments, as those of `MGEM`.
+
+    Raises:
+        TypeError: an unknown argument.
+        ValueError: what MIGUPlugin raises.
+    """
+
+    PLUGIN = MIGUPlugin

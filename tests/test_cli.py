@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from avalanche.training.supervised import Naive
+from experiment.text_runs import write_all
 from typer.testing import CliRunner
 
 import avalanche_mgem
@@ -111,6 +112,76 @@ def test_a_report_of_two_comparisons(command, tmp_path):
     assert "gem" in result.stdout
 
 
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A folder of tasks, and folders of models."""
+    return write_all(tmp_path_factory.mktemp("texts"))
+
+
+def on_text(texts, *options, model="bert"):
+    places = {"--data-root": texts / "tasks", "--model": texts / model}
+    given = [part for name, place in places.items() for part in (name, place)]
+    usual = ["--tasks", "colours,animals", "--max-length", 32, "--seeds", 1, "--jobs", 1]
+    return ["compare", "--stream", "text", *given, *usual, *options]
+
+
+def test_text_is_compared_as_images_are_and_continues(command, texts, tmp_path):
+    options = on_text(texts, "--memory", 8, "--train-per-experience", 12)
+    first, second = command(*options), command(*options)
+    assert (first.exit_code, second.exit_code) == (0, 0), first.output
+    assert "lora+migu, seed 0: ACC" in first.stdout
+    assert "8 of 8 runs are finished already." in second.stdout
+    with (tmp_path / "mgem-compare" / "results.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert {row["configuration.training.optimizer"] for row in table} == {"adamw"}
+    assert {row["configuration.training.weight_decay"] for row in table} == {"0.01"}
+    assert {row["configuration.training.learning_rate"] for row in table} == {"0.0001"}
+    assert {row["configuration.training.length_buckets"] for row in table} == {"50"}
+    assert {row["configuration.stream.arguments.train_per_experience"] for row in table} == {"12"}
+
+
+@pytest.mark.parametrize(("model", "form"), [("t5", "text-to-text"), ("llama", "causal")])
+def test_answers_in_words(command, texts, model, form):
+    options = ["--form", form, "--methods", "migu", "--optimizer", "sgd", "--learning-rate", 0.1]
+    result = command(*on_text(texts, *options, model=model))
+    assert result.exit_code == 0, result.output
+    assert "migu, seed 0: ACC" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--order", 1], "order='1' and tasks="),
+        (["--tasks", "colour"], "did you mean 'colours'"),
+        (["--data-root", "nowhere"], "folder='nowhere' does not exist"),
+        (["--model", "./nowhere"], "tokenizer='./nowhere' is no folder"),
+        (["--model", ""], "model is needed for text"),
+        (["--max-length", 99], "max_length=99: the model has positions for 40 tokens"),
+        (["--form", "clasification"], "form: unknown 'clasification'; did you mean"),
+        (["--form", "causal", "--heads", "multi"], "heads='multi': a model has none"),
+        (["--form", "text-to-text"], "model="),
+        (["--heads", "many"], "heads: unknown 'many'"),
+        (["--heads", "single", "--task-labels"], "task_labels: with heads='single'"),
+        (["--experiences", 2], "experiences=2: the stream text has no such option"),
+        (["--methods", "migu", "--set", "migu.mask_fraction=1"], "migu.mask_fraction must be"),
+        (["--methods", "migu", "--set", "migu.target_modules=quer"], "did you mean 'query'"),
+        (["--methods", "naive+migu"], "'naive' is no plugin"),
+        (["--methods", "lora+migu", "--set", "lora+migu.seed=1"], "name lora.seed or migu.seed"),
+        (["--methods", "gem"], "gem: Avalanche's GEMPlugin"),
+    ],
+)
+def test_what_is_wrong_with_text_is_told_before_anything_happens(
+    command, texts, tmp_path, monkeypatch, options, message
+):
+    monkeypatch.setattr(Naive, "train", lambda *_: pytest.fail("trained"))
+    result = command(*on_text(texts, *options))
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert result.stderr.startswith("Error: ")
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -138,6 +209,11 @@ def test_what_a_report_cannot_do_is_said(command, tmp_path, options, message):
         (["--model", "no_such_module:factory"], "no_such_module"),
         (["--hidden", "a,b"], "hidden must be widths such as 100,100"),
         (["--heads", "many"], "heads: unknown 'many'"),
+        (["--order", 1], "order='1': is of text only, got stream='permuted-digits'"),
+        (["--stream", "txt"], "did you mean 'text'"),
+        (["--stream", "text"], "model is needed for text"),
+        (["--stream", "text", "--model", "x", "--order", 7], "order: unknown '7'; known: 1, 2"),
+        (["--methods", "replay+joint"], "'joint' is no plugin"),
         (["--stream", "split-digits", "--task-labels"], "task_labels: with heads='single'"),
         (["--methods-file", "nowhere.toml"], "nowhere.toml"),
         (["--jobs", 0], "jobs must be a whole number >= 1, got 0"),

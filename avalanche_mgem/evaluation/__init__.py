@@ -2,6 +2,8 @@
 
 from avalanche_mgem.evaluation.accuracy import AccuracyMatrix, accuracy_matrix_metrics
 from avalanche_mgem.evaluation.csv_logger import ScalarCSVLogger
+from avalanche_mgem.evaluation.distance import DistanceMetric, distance_metrics
+from avalanche_mgem.evaluation.gating import GatingMetric, ShowsMask, gating_metrics
 from avalanche_mgem.evaluation.matrix import (
     average_accuracy,
     backward_transfer,
@@ -13,13 +15,18 @@ from avalanche_mgem.evaluation.restriction import RestrictionMetric, restriction
 
 __all__ = [
     "AccuracyMatrix",
+    "DistanceMetric",
+    "GatingMetric",
     "RestrictionMetric",
     "ScalarCSVLogger",
+    "ShowsMask",
     "accuracy_matrix_metrics",
     "average_accuracy",
     "backward_transfer",
+    "distance_metrics",
     "forgetting",
     "forward_transfer",
+    "gating_metrics",
     "learning_accuracy",
     "restriction_metrics",
 ]

@@ -1,13 +1,15 @@
 """Methods, runs and comparisons.
 
 `compare` trains methods on a stream and shows how they compare; `METHODS` are those that are known
-by name; a `Method` of one's own joins them.
+by name, `find_method` combines them ("replay+migu"), and a `Method` of one's own joins them.
 """
 
 from avalanche_mgem.experiment.compare import RunsFailedError, compare
 from avalanche_mgem.experiment.configuration import NamedStream, Training
 from avalanche_mgem.experiment.folders import load_results
+from avalanche_mgem.experiment.method import Memory, Method
 from avalanche_mgem.experiment.methods_file import load_methods
+from avalanche_mgem.experiment.methods_table import methods_table
 from avalanche_mgem.experiment.models import (
     CNNFactory,
     MLPFactory,
@@ -15,19 +17,16 @@ from avalanche_mgem.experiment.models import (
     load_model_factory,
     make_model_factory,
 )
-from avalanche_mgem.experiment.registry import (
-    DEFAULT_METHODS,
-    METHODS,
-    Memory,
-    Method,
-    methods_table,
-)
+from avalanche_mgem.experiment.registry import DEFAULT_METHODS, METHODS, TEXT_METHODS, find_method
 from avalanche_mgem.experiment.report_folder import write_report
 from avalanche_mgem.experiment.result import RunResult
+from avalanche_mgem.experiment.text_models import TextModelFactory
+from avalanche_mgem.experiment.text_stream import TextStream
 
 __all__ = [
     "DEFAULT_METHODS",
     "METHODS",
+    "TEXT_METHODS",
     "CNNFactory",
     "MLPFactory",
     "Memory",
@@ -36,8 +35,11 @@ __all__ = [
     "RunResult",
     "RunsFailedError",
     "SlimResNet18Factory",
+    "TextModelFactory",
+    "TextStream",
     "Training",
     "compare",
+    "find_method",
     "load_methods",
     "load_model_factory",
     "load_results",

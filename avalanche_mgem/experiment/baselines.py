@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from avalanche.training import supervised
-from avalanche.training.plugins import SynapticIntelligencePlugin
+from avalanche.training import plugins, supervised
 
 from avalanche_mgem.arguments import finite, one_of, positive_int
 
@@ -15,7 +14,7 @@ _NOT_NEGATIVE = ("ewc_lambda", "decay_factor", "memory_strength")
 _POSITIVE = ("temperature", "eps")
 
 
-class SynapticIntelligence(supervised.SynapticIntelligence):  # type: ignore[misc]  # no types
+class SynapticIntelligencePlugin(plugins.SynapticIntelligencePlugin):  # type: ignore[misc]
     """Synaptic intelligence (arXiv 1703.04200) as Avalanche has it, working on the CPU too.
 
     Avalanche's plugin keeps the weights of before a step, and those of before an experience, to
@@ -24,18 +23,27 @@ class SynapticIntelligence(supervised.SynapticIntelligence):  # type: ignore[mis
     copies.
     """
 
-    def _before_training_exp(self, **kwargs: Any) -> None:
-        super()._before_training_exp(**kwargs)
-        for plugin in self._intelligences():
-            _copy_data(plugin.ewc_data[0])
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Keep the weights of before the experience."""
+        super().before_training_exp(strategy, **kwargs)
+        _copy_data(self.ewc_data[0])
 
-    def _before_training_iteration(self, **kwargs: Any) -> None:
-        super()._before_training_iteration(**kwargs)
-        for plugin in self._intelligences():
-            _copy_data(plugin.syn_data["old_theta"])
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Keep the weights of before the step."""
+        super().before_training_iteration(strategy, **kwargs)
+        _copy_data(self.syn_data["old_theta"])
 
-    def _intelligences(self) -> list[Any]:
-        return [p for p in self.plugins if isinstance(p, SynapticIntelligencePlugin)]
+
+class SynapticIntelligence(supervised.SynapticIntelligence):  # type: ignore[misc]  # no types
+    """Avalanche's strategy with the plugin above in place of Avalanche's."""
+
+    def __init__(
+        self, *, si_lambda: float | Sequence[float], eps: float = 1e-7, **arguments: Any
+    ) -> None:
+        super().__init__(si_lambda=si_lambda, eps=eps, **arguments)
+        for index, plugin in enumerate(self.plugins):
+            if isinstance(plugin, plugins.SynapticIntelligencePlugin):
+                self.plugins[index] = SynapticIntelligencePlugin(si_lambda, eps)
 
 
 def _copy_data(kept: Mapping[str, Any]) -> None:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import JointTraining
 
+from avalanche_mgem.experiment.combination import Combination
 from avalanche_mgem.experiment.configuration import RunSpecification
-from avalanche_mgem.experiment.registry import Memory, Method
+from avalanche_mgem.experiment.method import Memory, Method
 from avalanche_mgem.experiment.run import SilentLogger, build_strategy, quiet_avalanche
+from avalanche_mgem.experiment.text_checks import (
+    check_forms,
+    check_plugins,
+    loaded_once,
+    missing_packages_told,
+)
+from avalanche_mgem.huggingface.lora import LoRAPlugin
 from avalanche_mgem.model.randomness import preserved_random_state
-from avalanche_mgem.plugins import MGEMPlugin
+from avalanche_mgem.plugins import MGEMPlugin, MIGUPlugin
 
 # What constructors raise for settings that they do not take.
 _REFUSALS = (ValueError, TypeError, AssertionError, AttributeError, LookupError)
@@ -26,17 +36,20 @@ def check_runs(specifications: Sequence[RunSpecification]) -> None:
 
     Raises:
         ValueError: a device that is not there, a stream that cannot be trained on, a setting that
-            the method refuses (METHOD.SETTING), a partition that does not fit the model.
+            the method refuses (METHOD.SETTING), a partition or target modules that do not fit the
+            model, a tokenizer that does not, a package that is not installed.
     """
     if not specifications:
         return
     first = specifications[0]
     check_device(first.training.device)
-    with preserved_random_state(), quiet_avalanche():
+    check_forms(first.stream, first.model)
+    with preserved_random_state(), quiet_avalanche(), missing_packages_told():
         scenario = first.stream(first.seed)
         check_scenario(scenario)
+        model = loaded_once(first, scenario).model
         for specification in {s.method.name: s for s in specifications}.values():
-            _check_method(specification, scenario)
+            _check_method(replace(specification, model=model), scenario)
 
 
 def check_device(name: str) -> None:
@@ -82,16 +95,28 @@ def _check_method(specification: RunSpecification, scenario: Any) -> None:
         )
         if isinstance(strategy, JointTraining) and not method.whole_stream:
             raise ValueError("JointTraining trains once: give the method whole_stream=True")
-        _check_partition(strategy, scenario.train_stream[0])
+        check_plugins(strategy, scenario)
+        _check_layers(method, strategy, scenario.train_stream[0])
     except _REFUSALS as error:
         raise ValueError(_explain(method, budget, error)) from error
 
 
-def _check_partition(strategy: Any, experience: Any) -> None:
+def _check_layers(method: Method, strategy: Any, experience: Any) -> None:
+    """Let the plugins that name parts of the model find them, after those that add parts."""
     strategy.experience = experience
-    for plugin in getattr(strategy, "plugins", ()):
-        if isinstance(plugin, MGEMPlugin):
-            plugin.before_training_exp(strategy)
+    plugins = getattr(strategy, "plugins", ())
+    for event in ("before_train_dataset_adaptation", "before_training_exp"):
+        for index, plugin in enumerate(plugins):
+            if isinstance(plugin, LoRAPlugin | MGEMPlugin | MIGUPlugin):
+                with _part_named(method, index):
+                    getattr(plugin, event)(strategy)
+
+
+def _part_named(method: Method, index: int) -> AbstractContextManager[None]:
+    parts = method.strategy.parts if isinstance(method.strategy, Combination) else ()
+    if index < len(parts) and isinstance(method.strategy, Combination):
+        return method.strategy.named(parts[index])
+    return nullcontext()
 
 
 def _explain(method: Method, budget: int, error: BaseException) -> str:

@@ -16,9 +16,10 @@ from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.experiment.checks import check_runs
 from avalanche_mgem.experiment.configuration import NamedStream, RunSpecification, Training
 from avalanche_mgem.experiment.csv_files import write_accuracy_csv, write_csv
+from avalanche_mgem.experiment.method import Method
 from avalanche_mgem.experiment.models import MLPFactory, ModelFactory
 from avalanche_mgem.experiment.plots import plot_accuracy, plot_tradeoff
-from avalanche_mgem.experiment.registry import DEFAULT_METHODS, Method, select_methods
+from avalanche_mgem.experiment.registry import DEFAULT_METHODS, select_methods
 from avalanche_mgem.experiment.report import results_table
 from avalanche_mgem.experiment.result import RunResult
 from avalanche_mgem.experiment.store import ResultStore
@@ -58,14 +59,15 @@ def compare(
     accuracy.csv (every entry of R), accuracy.png and tradeoff.png of the last one.
 
     Args:
-        methods: names in METHODS, or methods of your own; one or several. Default:
-            DEFAULT_METHODS, which need no more than one pass over the data.
+        methods: names in METHODS, several of them with "+" between ("replay+migu"), or methods of
+            your own; one or several. Default: DEFAULT_METHODS, which need no more than one pass
+            over the data; on text, take TEXT_METHODS.
         stream: called with a seed, returns an Avalanche scenario with a train and a test stream of
-            as many experiences; `NamedStream` makes one of ours by name.
+            as many experiences; `NamedStream` makes one of ours by name, `TextStream` one of text.
         seeds: how many (0, 1, ...), or which. A seed decides the stream, the model and the
             training, so all methods see the same stream.
         model: called with a sample's shape and the number of classes, returns a model; default: a
-            perceptron with two hidden layers of 100.
+            perceptron with two hidden layers of 100; `TextModelFactory` is for text.
         training: how every method trains.
         settings: changes to the methods' settings, {method: {setting: value}}.
         out: results folder: a new or empty one, or one of an earlier comparison.

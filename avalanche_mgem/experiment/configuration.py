@@ -7,21 +7,28 @@ import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import lru_cache
-from importlib.metadata import version
-from pathlib import Path
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from avalanche_mgem.arguments import finite, one_of, positive_int
+from avalanche_mgem.experiment.combination import Combination
 from avalanche_mgem.experiment.describe import describe
+from avalanche_mgem.experiment.digests import file_digest
 from avalanche_mgem.experiment.file_names import file_name
+from avalanche_mgem.experiment.method import Method
 from avalanche_mgem.experiment.models import MLPFactory, ModelFactory
-from avalanche_mgem.experiment.registry import Method
+from avalanche_mgem.experiment.text_models import TextModelFactory
+from avalanche_mgem.experiment.text_stream import TextStream
 from avalanche_mgem.streams import make_stream, stream_files
 
 _PACKAGES = ("avalanche-mgem", "avalanche-lib", "torch", "torchvision", "quadprog", "numpy")
 OPTIMIZERS = ("sgd", "adam", "adamw")
-_CAME_LATER = ("optimizer", "momentum", "weight_decay")  # so that older keys stay what they were
+_CAME_LATER = (
+    "optimizer",
+    "momentum",
+    "weight_decay",
+    "length_buckets",
+)  # so that older keys stay what they were
 _PLACES = ("data_root", "download")  # where the data lies decides nothing
 
 
@@ -39,6 +46,8 @@ class Training:
         optimizer: "sgd", "adam" or "adamw", as torch has them.
         momentum: of SGD, in [0, 1).
         weight_decay: >= 0.
+        length_buckets: train on batches of texts of similar length, for text streams: the window
+            of `LengthBuckets`, in batches. None: batches are drawn as Avalanche draws them.
 
     Raises:
         ValueError: a value out of range.
@@ -53,12 +62,15 @@ class Training:
     optimizer: str = "sgd"
     momentum: float = 0.0
     weight_decay: float = 0.0
+    length_buckets: int | None = None
 
     def __post_init__(self) -> None:
         rate = finite("learning_rate", self.learning_rate, minimum=0.0, above=True)
         object.__setattr__(self, "learning_rate", rate)
         for name in ("batch_size", "epochs", "eval_batch_size", "memory"):
             object.__setattr__(self, name, positive_int(name, getattr(self, name)))
+        if self.length_buckets is not None:
+            positive_int("length_buckets", self.length_buckets)
         object.__setattr__(self, "device", str(self.device))
         one_of("optimizer", self.optimizer, OPTIMIZERS)
         for name in ("momentum", "weight_decay"):
@@ -88,10 +100,8 @@ class NamedStream:
         """Return what decides the samples, as JSON values; of a file, its contents."""
         arguments = {k: describe(v) for k, v in self.arguments.items() if k not in _PLACES}
         described = {"type": "NamedStream", "name": self.name, "arguments": arguments}
-        root, domains = self.arguments.get("data_root"), self.arguments.get("domains")
-        digests = [
-            _file_digest(path) for path in stream_files(self.name, data_root=root, domains=domains)
-        ]
+        which = {k: self.arguments.get(k) for k in ("data_root", "domains", "tasks")}
+        digests = [file_digest(path) for path in stream_files(self.name, **which)]
         if not digests:
             return described
         return {**described, "sha256": digests[0] if len(digests) == 1 else digests}
@@ -128,15 +138,12 @@ class RunSpecification:
         settings = self.method.settings
         if n_experiences is not None:
             settings = self.method.resolved_settings(self.training.memory, n_experiences)
-        stream: Any = self.stream
-        if isinstance(stream, NamedStream):
-            stream = stream.description()
         described = {
-            "strategy": describe(self.method.strategy),
+            "strategy": _described(self.method.strategy),
             "settings": {k: describe(v) for k, v in sorted(settings.items())},
-            "stream": describe(stream),
+            "stream": _described(self.stream),
             "seed": self.seed,
-            "model": describe(self.model),
+            "model": _described(self.model),
             "training": self.training.description(),
         }
         # Only where it says something, so that the keys of other methods stay what they were.
@@ -145,25 +152,38 @@ class RunSpecification:
     @property
     def key(self) -> str:
         """Name of the run's files: method, seed, and a hash of its description and the versions."""
-        identity = json.dumps([self.description(), versions()], sort_keys=True)
+        identity = json.dumps([self.description(), self.versions], sort_keys=True)
         short = hashlib.sha256(identity.encode()).hexdigest()[:10]
         return f"{file_name(self.method.name)}-seed{self.seed}-{short}"
 
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that decide the numbers, and Python's."""
-    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
-
-
-def _file_digest(path: Path) -> str:
-    state = path.stat()
-    return _digest_of_version(path, state.st_mtime_ns, state.st_size)
+    @property
+    def versions(self) -> dict[str, str]:
+        """The versions of Python and of the packages that decide the numbers."""
+        parts = (self.method.strategy, self.stream, self.model)
+        further = {name for part in parts if isinstance(part, _DESCRIBED) for name in _needs(part)}
+        return versions(*sorted(further))
 
 
-@lru_cache(maxsize=8)
-def _digest_of_version(path: Path, *_version: int) -> str:
-    hasher = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            hasher.update(chunk)
-    return hasher.hexdigest()[:16]
+_DESCRIBED = (NamedStream, TextStream, TextModelFactory, Combination)  # tell themselves
+
+
+def versions(*further: str) -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide the numbers, and of others."""
+    told = {name: version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **told, **{n: _version(n) for n in further}}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # whoever needs it says how to get it
+        return "not installed"
+
+
+def _needs(part: Any) -> tuple[str, ...]:
+    needed: tuple[str, ...] = getattr(part, "packages", ())
+    return needed
+
+
+def _described(part: Any) -> Any:
+    return part.description() if isinstance(part, _DESCRIBED) else describe(part)

@@ -19,10 +19,10 @@ def write_csv(results: Sequence[RunResult], path: str | os.PathLike[str]) -> Non
     """Write a row a run: what it was, its scores, its settings and the versions it ran with.
 
     Columns: method, stream, seed, acc, bwt, la, fwt, forgetting, seconds; then `restriction.*`,
-    `configuration.*` and `versions.*`, each sorted, the union over the runs, blank where a run has
-    none. Nested settings get dotted names; lists, booleans and null are written as JSON. Floats
-    read back to the same number; NaN is blank. UTF-8, lines end in a line feed. The file appears
-    whole or not at all.
+    `timings.*`, `configuration.*`, `versions.*` and `metrics.*`, each sorted, the union over the
+    runs, blank where a run has none. Nested settings get dotted names; lists, booleans and null are
+    written as JSON. Floats read back to the same number; NaN is blank. UTF-8, lines end in a line
+    feed. The file appears whole or not at all.
 
     Raises:
         ValueError: if results is empty.
@@ -65,6 +65,7 @@ def _record(result: RunResult) -> dict[str, Any]:
         **flat("timings", result.timings),
         **flat("configuration", result.configuration),
         **flat("versions", result.versions),
+        **flat("metrics", result.metrics),
     }
 
 
@@ -82,7 +83,7 @@ def flat(name: str, value: Any) -> dict[str, Any]:
 def _columns(records: Sequence[Mapping[str, Any]]) -> list[str]:
     names = {name for record in records for name in record}
     fixed = ["method", "stream", "seed", *HEADINGS]
-    groups = ("restriction.", "timings.", "configuration.", "versions.")
+    groups = ("restriction.", "timings.", "configuration.", "versions.", "metrics.")
     return fixed + [name for group in groups for name in sorted(names) if name.startswith(group)]
 
 

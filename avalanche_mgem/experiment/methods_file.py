@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from avalanche_mgem.arguments import suggestion
-from avalanche_mgem.experiment.registry import METHODS, Method
+from avalanche_mgem.experiment.method import Method
+from avalanche_mgem.experiment.registry import METHODS, find_method
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,8 +22,9 @@ _KNOWN = f"known: {', '.join(METHODS)}"
 def load_methods(path: str | Path) -> list[Method]:
     """Read methods from a TOML file, in its order.
 
-    Each table is a method under the table's name: `base`, a name in METHODS; optionally
-    `description`, one line; everything else is a setting of the base that is changed.
+    Each table is a method under the table's name: `base`, a name in METHODS or several with "+"
+    between; optionally `description`, one line; everything else is a setting of the base that is
+    changed.
 
         [gem-weak]
         base = "gem"
@@ -80,9 +81,10 @@ def _base(table: dict[str, Any]) -> Method:
             f'base is missing: the method that is varied, such as base = "gem"; {_KNOWN}'
         )
     base = table["base"]
-    if not isinstance(base, str) or base not in METHODS:
-        raise ValueError(f"base: unknown method {base!r}; {suggestion(str(base), METHODS)}")
-    return METHODS[base]
+    try:
+        return find_method(base)
+    except ValueError as error:
+        raise ValueError(f"base: {str(error).removeprefix('methods: ')}") from error
 
 
 def _description(table: dict[str, Any], base: Method, settings: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -115,6 +115,23 @@ class CNNFactory:
 
     def __repr__(self) -> str:
         return f"CNNFactory(channels={self.channels}{_told(self.heads)})"
+
+
+def bound_to(factory: ModelFactory, scenario: Any) -> ModelFactory:
+    """Return the factory as it is for a scenario, by its method `for_scenario` if it has one."""
+    bind = getattr(factory, "for_scenario", None)
+    bound: ModelFactory = factory if bind is None else bind(scenario)
+    return bound
+
+
+def criterion_of(factory: ModelFactory) -> nn.Module:
+    """Return the loss for a factory's models: what its method `criterion` returns, if it has one.
+
+    Else cross entropy.
+    """
+    own = getattr(factory, "criterion", None)
+    criterion: nn.Module = nn.CrossEntropyLoss() if own is None else own()
+    return criterion
 
 
 MODELS: dict[str, Callable[..., ModelFactory]] = {

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ast
-import inspect
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from avalanche.training.supervised import (
@@ -20,131 +17,30 @@ from avalanche.training.supervised import (
     Naive,
     Replay,
 )
-from avalanche.training.templates.base import BaseTemplate
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
 
 from avalanche_mgem.arguments import suggestion
 from avalanche_mgem.experiment.baselines import SynapticIntelligence, check_baseline
-from avalanche_mgem.strategies import MGEM, option_names
-
-# What the comparison decides for every method alike.
-COMMON = frozenset(
-    {
-        "model",
-        "optimizer",
-        "criterion",
-        "train_mb_size",
-        "train_epochs",
-        "eval_mb_size",
-        "device",
-        "evaluator",
-        "plugins",
-        "eval_every",
-        "peval_mode",
-        "self",
-    }
-)
-
-
-class Memory(Enum):
-    """A setting that follows from the comparison's memory budget, the same for every method."""
-
-    PER_EXPERIENCE = "patterns per experience"
-    TOTAL = "patterns per experience times experiences"
-
-    def resolve(self, per_experience: int, n_experiences: int) -> int:
-        """Return the number of patterns that this stands for."""
-        return per_experience * (n_experiences if self is Memory.TOTAL else 1)
-
-    def __str__(self) -> str:
-        """What it follows from, in short."""
-        return "memory x experiences" if self is Memory.TOTAL else "memory"
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to train: an Avalanche strategy and its settings.
-
-    Args:
-        name: under which its results are shown.
-        strategy: called with Avalanche's usual keyword arguments (model, optimizer, criterion,
-            train_mb_size, train_epochs, eval_mb_size, device, evaluator) and the settings; a
-            strategy class, or a function that returns a strategy.
-        settings: further keyword arguments; a `Memory` stands for a number of patterns.
-        description: one line.
-        check: called with the settings (memories as numbers) and the number of experiences before
-            anything is trained; raises a ValueError that begins with the setting's name.
-        whole_stream: trained once, with `strategy.train(train_stream)`, instead of on each
-            experience in turn; then R has its last row only.
-
-    Raises:
-        ValueError: no name, or a strategy that cannot be called.
-    """
-
-    name: str
-    strategy: Callable[..., Any]
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    description: str = ""
-    check: Callable[[Mapping[str, Any], int], None] | None = None
-    whole_stream: bool = False
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name.strip():
-            raise ValueError(f"name of a method must be a text, got {self.name!r}")
-        if not callable(self.strategy):
-            raise ValueError(
-                f"strategy of {self.name!r} must be a strategy class or a function that returns a "
-                f"strategy, got {self.strategy!r}"
-            )
-
-    def variant(self, name: str | None = None, /, **settings: Any) -> Method:
-        """Return the method with some settings changed, under another name if one is given.
-
-        Raises:
-            ValueError: a setting that the strategy does not take, with the nearest names.
-        """
-        for setting in settings:
-            self._require_known(setting)
-        return replace(self, name=name or self.name, settings={**self.settings, **settings})
-
-    @property
-    def setting_names(self) -> set[str]:
-        """The settings that the strategy takes by name."""
-        return option_names(self.strategy) - COMMON
-
-    def _require_known(self, setting: str) -> None:
-        known = self.setting_names
-        if setting in COMMON:
-            raise ValueError(
-                f"{self.name}.{setting}: the comparison decides this for all methods alike"
-            )
-        if setting not in known and not self._takes_any:
-            known_names = suggestion(setting, sorted(known)) if known else "it has none"
-            raise ValueError(f"{self.name}.{setting}: no such setting; {known_names}")
-
-    @property
-    def _takes_any(self) -> bool:
-        # Avalanche's strategies hand **kwargs to a template that knows the common names only.
-        if isinstance(self.strategy, type) and issubclass(self.strategy, BaseTemplate):
-            return False
-        parameters = inspect.signature(self.strategy).parameters.values()
-        return any(p.kind is p.VAR_KEYWORD for p in parameters)
-
-    def resolved_settings(self, per_experience: int, n_experiences: int) -> dict[str, Any]:
-        """Return the settings with every `Memory` replaced by its number."""
-        return {
-            name: value.resolve(per_experience, n_experiences)
-            if isinstance(value, Memory)
-            else value
-            for name, value in self.settings.items()
-        }
+from avalanche_mgem.experiment.combination import Combination, Part
+from avalanche_mgem.experiment.combining import JOINT, combined
+from avalanche_mgem.experiment.method import Memory, Method
+from avalanche_mgem.huggingface.lora import IncLoRAPlugin, LoRAPlugin, OLoRAPlugin
+from avalanche_mgem.strategies import MGEM, MIGU
 
 
 def _mgem(name: str, description: str, **settings: Any) -> Method:
     memory = {"patterns_per_experience": Memory.PER_EXPERIENCE, "memory_strength": 0.5}
     return Method(name, MGEM, {**memory, **settings}, description)
+
+
+def _migu(name: str, description: str, **settings: Any) -> Method:
+    published = {"mask_fraction": 0.7, "freeze": "gradient"}
+    return Method(name, MIGU, {**published, **settings}, description)
+
+
+def _lora(name: str, plugin: Any, description: str, **settings: Any) -> Method:
+    strategy = Combination((Part(name, plugin, packages=("transformers", "peft")),))
+    published = {"rank": 8, "alpha": 32, "dropout": 0.05}
+    return Method(name, strategy, {**published, **settings}, description)
 
 
 def _baseline(name: str, strategy: Any, description: str, **settings: Any) -> Method:
@@ -203,35 +99,51 @@ _ALL = (
     _mgem("mgem-pd", "both: 8 blocks, 4 constraints a task", parameter_groups=8, memory_groups=4),
     _mgem("mgem-p-approx", "mgem-p, diagonal Gram", parameter_groups=8, solver="approximate"),
     _mgem("mgem-d-approx", "mgem-d, diagonal Gram", memory_groups=8, solver="approximate"),
+    _migu("migu", "of each layer only the 30% of the rows with the largest outputs learn"),
+    _migu("migu-update", "migu, the other rows truly still", freeze="update"),
+    _migu("migu-random", "migu with rows drawn at random, to compare with", score="random"),
+    _migu(
+        "migu-random-update",
+        "the same, the other rows truly still",
+        score="random",
+        freeze="update",
+    ),
+    _migu("migu-gradient", "migu with the rows of the largest gradients", score="gradient"),
+    _migu(
+        "migu-gradient-update",
+        "the same, the other rows truly still",
+        score="gradient",
+        freeze="update",
+    ),
+    _lora("lora", LoRAPlugin, "one low-rank adapter for all tasks"),
+    _lora("inclora", IncLoRAPlugin, "a new low-rank adapter a task"),
+    _lora("olora", OLoRAPlugin, "inclora, adapters held orthogonal", orthogonality=0.5),
 )
 
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 
-# What is compared when no method is named: those that share the memory budget, and two without.
+# What is compared when no method is named: those that share the memory budget, and some without.
 DEFAULT_METHODS: tuple[str, ...] = (
     *("naive", "replay", "ewc", "agem", "gem"),
     *("mgem-p", "mgem-d", "mgem-pd", "mgem-p-approx", "mgem-d-approx"),
+    "migu",
+)
+# The same for text: those of MIGU's paper, but for adapters beside others.
+TEXT_METHODS: tuple[str, ...] = (
+    *("naive", "replay", "migu", "migu-update"),
+    *("lora", "lora+migu", "inclora", "olora"),
 )
 
 
-def methods_table(methods: Iterable[Method] = _ALL) -> Table:
-    """Return a table of the methods: name, description, and a line for each setting.
+def find_method(name: str) -> Method:
+    """Return the method called `name`, or the combination of several, as "replay+migu".
 
-    A setting that follows from the comparison's memory budget is shown as "memory" (patterns an
-    experience) or "memory x experiences".
+    Raises:
+        ValueError: an unknown name, with the nearest ones; methods that cannot be combined.
     """
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, caption_justify="left")
-    table.caption = Text(
-        "memory: the patterns kept of each experience, the same for every method. "
-        f"Without names, these are compared: {', '.join(DEFAULT_METHODS)}."
-    )
-    table.add_column("Method", no_wrap=True)
-    table.add_column("What it does")
-    table.add_column("Settings", no_wrap=True, overflow="fold")
-    for method in methods:
-        settings = "\n".join(f"{name}={value}" for name, value in method.settings.items())
-        table.add_row(Text(method.name), Text(method.description), Text(settings or "-"))
-    return table
+    if not isinstance(name, str) or JOINT not in name:
+        return _look_up(name)
+    return combined(name, [_look_up(part.strip()) for part in name.split(JOINT)])
 
 
 def select_methods(
@@ -240,7 +152,8 @@ def select_methods(
     """Look the methods up by name and change their settings.
 
     Args:
-        methods: names in METHODS, or methods of the user's own; one or several.
+        methods: names in METHODS, several of them with "+" between, or methods of the user's own;
+            one or several.
         changes: {method name: {setting: value}}.
 
     Raises:
@@ -249,7 +162,7 @@ def select_methods(
     """
     chosen: dict[str, Method] = {}
     for entry in [methods] if isinstance(methods, str | Method) else methods:
-        method = entry if isinstance(entry, Method) else _look_up(entry)
+        method = entry if isinstance(entry, Method) else find_method(entry)
         if method.name in chosen:
             raise ValueError(f"methods: {method.name!r} is named twice")
         chosen[method.name] = method
@@ -276,7 +189,7 @@ def parse_settings(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
     for assignment in assignments:
         target, equals, text = assignment.partition("=")
         method, dot, setting = target.strip().partition(".")
-        if not (equals and dot and method and setting):
+        if not (equals and dot and method and setting.strip()):
             raise ValueError(
                 f"set: {assignment!r} is not of the form METHOD.SETTING=VALUE, "
                 "such as mgem-d.memory_groups=8"

@@ -32,6 +32,8 @@ class RunResult:
         seconds: time spent in `strategy.train()`, evaluation left out.
         restriction: what the restriction did, by metric name; empty for methods without one.
         timings: seconds that each part of the restriction took in an iteration with a memory.
+        metrics: means over the run by name: how far an experience moved the weights, what a gate
+            masked; of O-LoRA's penalty, that over the last experience.
         configuration: everything the run was started with, as JSON values.
         versions: of the packages that decide the numbers.
     """
@@ -46,6 +48,7 @@ class RunResult:
     configuration: Mapping[str, Any] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def scores(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import warnings
@@ -20,12 +21,18 @@ from torch import nn
 
 from avalanche_mgem.evaluation import (
     AccuracyMatrix,
+    DistanceMetric,
+    GatingMetric,
     RestrictionMetric,
     ScalarCSVLogger,
 )
-from avalanche_mgem.experiment.configuration import RunSpecification, Training, versions
+from avalanche_mgem.experiment.configuration import RunSpecification, Training
+from avalanche_mgem.experiment.models import bound_to, criterion_of
 from avalanche_mgem.experiment.result import RunResult
+from avalanche_mgem.huggingface.generation import CausalAnswers, TextToText
+from avalanche_mgem.huggingface.orthogonality import OrthogonalityMetric
 from avalanche_mgem.model.randomness import preserved_random_state
+from avalanche_mgem.streams.text import LengthBuckets
 
 Progress = Callable[[float], None]  # the share of the run that is done, in [0, 1]
 
@@ -65,20 +72,30 @@ def build_strategy(specification: RunSpecification, scenario: Any, evaluator: An
         ValueError: the model factory returns something else; what the strategy refuses.
     """
     training, method = specification.training, specification.method
-    model = specification.model(*_shape_and_classes(scenario))
+    factory = bound_to(specification.model, scenario)
+    model = factory(*shape_and_classes(scenario))
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must return a torch.nn.Module, got {type(model).__name__}")
     return method.strategy(
         model=model,
         optimizer=_optimizer(training, model),
-        criterion=nn.CrossEntropyLoss(),
+        criterion=criterion_of(factory),
         train_mb_size=training.batch_size,
         train_epochs=training.epochs,
         eval_mb_size=training.eval_batch_size,
         device=training.device,
         evaluator=evaluator,
+        **_plugins(specification),
         **method.resolved_settings(training.memory, len(scenario.train_stream)),
     )
+
+
+def _plugins(specification: RunSpecification) -> dict[str, Any]:
+    """The comparison's own plugins; none is said where there is none, for strategies of users."""
+    window = specification.training.length_buckets
+    if window is None:
+        return {}
+    return {"plugins": [LengthBuckets(window=window, seed=specification.seed)]}
 
 
 def _optimizer(training: Training, model: nn.Module) -> torch.optim.Optimizer:
@@ -144,7 +161,8 @@ def _run(specification: RunSpecification, loggers: list[Any], progress: Progress
     whole = specification.method.whole_stream
     accuracy = WholeStreamAccuracy() if whole else AccuracyMatrix()
     restriction = RestrictionMetric(modules=True, histograms=True)
-    evaluator = EvaluationPlugin(accuracy, restriction, loggers=loggers)
+    others = GatingMetric(), DistanceMetric(from_start=False), OrthogonalityMetric()
+    evaluator = EvaluationPlugin(accuracy, restriction, *others, loggers=loggers)
     strategy = build_strategy(specification, scenario, evaluator)
     seconds = _train(strategy, scenario, progress, whole)
     told = restriction.result()
@@ -159,20 +177,36 @@ def _run(specification: RunSpecification, loggers: list[Any], progress: Progress
         restriction=told,
         timings=timings,
         configuration=specification.description(len(scenario.train_stream)),
-        versions=versions(),
+        versions=specification.versions,
+        metrics=_means(*others),
     )
 
 
-def _shape_and_classes(scenario: Any) -> tuple[tuple[int, ...], int]:
+def _means(
+    gating: GatingMetric, distance: DistanceMetric, orthogonality: OrthogonalityMetric
+) -> dict[str, float]:
+    """What the metrics say of the run; of O-LoRA's penalty, what they say of the last experience.
+
+    JSON has no numbers for the weights of a run that diverged.
+    """
+    penalty = orthogonality.result()
+    last = {} if penalty is None else {"Orthogonality_Penalty": penalty}
+    means = {**gating.result(), **distance.result(), **last}
+    return {name: value for name, value in means.items() if math.isfinite(value)}
+
+
+def shape_and_classes(scenario: Any) -> tuple[tuple[int, ...], int]:
+    """Return what model factories are called with: a sample's shape and the number of classes."""
     sample = scenario.train_stream[0].dataset[0][0]
     # A small training stream may lack classes that are tested.
     experiences = [*scenario.train_stream, *scenario.test_stream]
     labels = (max(experience.classes_in_this_experience) for experience in experiences)
-    return tuple(sample.shape), int(max(labels)) + 1
+    # A text is a mapping of token ids, whose number differs from text to text.
+    return tuple(getattr(sample, "shape", ())), int(max(labels)) + 1
 
 
 def _train(strategy: Any, scenario: Any, progress: Progress, whole_stream: bool) -> float:
-    fixed_heads = not any(isinstance(m, DynamicModule) for m in strategy.model.modules())
+    fixed_heads = not any(map(_grows, strategy.model.modules()))
     parts = [scenario.train_stream] if whole_stream else list(scenario.train_stream)
     steps, seconds = len(parts) + 1, 0.0
     if fixed_heads:
@@ -186,6 +220,12 @@ def _train(strategy: Any, scenario: Any, progress: Progress, whole_stream: bool)
         _evaluate(strategy, scenario.test_stream if all_seen else scenario.test_stream[: index + 1])
         progress((index + 2) / steps)
     return seconds
+
+
+def _grows(module: nn.Module) -> bool:
+    """Whether evaluating a task before it is trained would change the module."""
+    # What answers in words is told the task labels as a head a task is, but has no heads.
+    return isinstance(module, DynamicModule) and not isinstance(module, TextToText | CausalAnswers)
 
 
 def _evaluate(strategy: Any, stream: Any) -> None:

@@ -65,6 +65,18 @@ class GradientMatrix:
                 self.rows[:, columns] *= change
             self._factors[index] = factors[index]
 
+    def hold_still(self, columns: slice, shape: torch.Size, dim: int, held: Tensor) -> None:
+        """Make some rows of a parameter zero, in the current gradient and in the memory's.
+
+        Args:
+            columns: where the parameter lies in the long vector.
+            shape: of the parameter.
+            dim: its dimension along which its n rows lie.
+            held: which of them, bool [n].
+        """
+        parts = self._buffer[:, columns].view(-1, *shape)
+        parts.index_fill_(dim + 1, held.nonzero().flatten(), 0.0)
+
     def rows_are_new(self) -> None:
         """Say that the memory rows have been written."""
         self._factors: dict[int, float] = {}

@@ -2,19 +2,18 @@
 
 MIGU (arXiv 2406.17245, eq. 4-6) makes the gradients of masked rows zero after the backward pass.
 That holds a row still under plain SGD only: momentum, the moments of Adam and weight decay go on
-moving it. Two ways of ours hold it still under other optimisers too: `RowKeeper` puts the rows back
-after the step, `kept_rows_only` shows the optimiser no others.
+moving it. `hold_rows` is our way to hold it still under any optimiser, whoever calls its step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn, optim
 
 from avalanche_mgem.model.layers import GatedLayer, Rows
+from avalanche_mgem.model.stand_in import is_element_wise, step_kept_rows
 from avalanche_mgem.restriction.rows import masked_positions
 
 
@@ -68,7 +67,7 @@ class RowKeeper:
         self,
         layers: Iterable[GatedLayer],
         kept: Mapping[str, Tensor],
-        optimizer: torch.optim.Optimizer,
+        optimizer: optim.Optimizer,
     ) -> None:
         """Copy the rows that are not kept; `kept` as in `mask_gradients`."""
         layers = [layer for layer in layers if layer.name in kept]
@@ -89,118 +88,197 @@ class RowKeeper:
 class _Held:
     """The masked rows of one parameter and of its optimiser's state."""
 
-    def __init__(self, rows: Rows, index: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, rows: Rows, index: Tensor, optimizer: optim.Optimizer) -> None:
         self._rows, self._index, self._optimizer = rows, index, optimizer
         self._copies = {
-            key: tensor.index_select(rows.dim, index) for key, tensor in self._tensors()
+            key: tensor.index_select(dim, index) for key, tensor, dim in self._tensors()
         }
 
-    def _tensors(self) -> Iterator[tuple[str | None, Tensor]]:
-        """What has such rows: the parameter, under None, and its state by the optimiser's key."""
-        yield None, self._rows.parameter.detach()
-        yield from _state_rows(self._rows, self._optimizer)
+    def _tensors(self) -> Iterator[tuple[str | None, Tensor, int]]:
+        """What has such rows and where: the parameter, under None, its state by its key."""
+        yield None, self._rows.parameter.detach(), self._rows.dim
+        yield from _state_rows(self._rows, self._optimizer.state.get(self._rows.parameter, {}))
 
     def restore(self) -> None:
-        for key, tensor in self._tensors():
+        for key, tensor, dim in self._tensors():
             if key in self._copies:
-                tensor.index_copy_(self._rows.dim, self._index, self._copies[key])
+                tensor.index_copy_(dim, self._index, self._copies[key])
             elif key != "step_size":
-                tensor.index_fill_(self._rows.dim, self._index, 0.0)
+                tensor.index_fill_(dim, self._index, 0.0)
 
 
-def _state_rows(rows: Rows, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """The optimiser's state, by its key, that has a row for each of the parameter's.
+def _state_rows(rows: Rows, state: Mapping[str, object]) -> Iterator[tuple[str, Tensor, int]]:
+    """The optimiser's state, by its key, that has rows as the parameter has, and where they lie.
 
-    A row may be one number, as Adafactor's are; Adafactor's columns are all rows' and no part.
+    A row may be one number: Adafactor's are, [n, 1] (torch) or [n] (transformers). Adafactor's
+    columns are all rows' and no part.
     """
     shape = rows.parameter.shape
-    # `get`, because to look a parameter up by its key makes an entry.
-    for key, state in optimizer.state.get(rows.parameter, {}).items():
-        fits = isinstance(state, Tensor) and state.is_floating_point() and state.ndim == len(shape)
-        if fits and state.shape[rows.dim] == shape[rows.dim]:
-            yield key, state
+    for key, value in state.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        if value.ndim == len(shape) and value.shape[rows.dim] == shape[rows.dim]:
+            yield key, value, rows.dim
+        # A vector may fit both ways, so its name says which dimension it is the mean over.
+        without = len(shape) - (1 if key.endswith("_row") else 2 if key.endswith("_col") else 0)
+        if without != rows.dim and value.shape == (*shape[:without], *shape[without + 1 :]):
+            yield key, value, rows.dim - (without < rows.dim)
 
 
-@contextmanager
-def kept_rows_only(
-    layers: Iterable[GatedLayer], kept: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
-) -> Iterator[None]:
-    """Show an optimiser the kept rows only, for the length of a step (ours).
+def hold_rows(
+    optimizer: optim.Optimizer,
+    layers: Iterable[GatedLayer],
+    kept: Mapping[str, Tensor],
+    *,
+    still: Iterable[nn.Parameter] = (),
+) -> StepHold:
+    """Hold rows still through every step of an optimiser, until `remove` (ours).
 
-        with kept_rows_only(layers, kept, optimizer):
-            optimizer.step()
+        hold = hold_rows(optimizer, layers, kept)
+        optimizer.step()
+        hold.remove()
 
-    Inside, the gated parameters, their gradients and their state are tensors of the kept rows, so
-    that a step takes less time than a plain one; afterwards, an error or not, they are the whole
-    ones again, and the masked rows have not been touched. An optimiser that treats every element
-    alike moves the kept rows as it would have, to the bit but for kernels that round the last few
-    elements of a tensor differently (torch's fused AdamW on a CPU). State that is made inside is
-    as in `RowKeeper`. Gradients inside are copies: what is done to them is lost.
+    Masked rows of parameters and of their optimiser's state do not change by one bit, whoever
+    calls `step`: a gradient scaler, a learning rate scheduler's wrapper, accelerate. Parameters
+    without a gradient are left alone, and layers of which all is kept cost nothing. Several holds
+    on one optimiser add up: a row moves where all of them keep it.
+
+    torch's own element-wise optimisers (SGD, Adam, AdamW, ...) are shown the kept rows only, as
+    small parameters of their own: on a CPU one after another, which takes hardly any memory and on
+    the whole no longer than a plain step; on an accelerator all at once. An error in a step leaves
+    some rows stepped and others not, as it does in a plain one, but masked rows untouched. The kept
+    rows move as in a plain step, to the bit but for kernels that round the last few elements of a
+    tensor differently (torch's fused ones on a CPU).
+
+    Of any other optimiser, and where `step` is given a closure, the masked rows are put back after
+    the step, as by `RowKeeper`, which also says what becomes of state that is made in a step. An
+    error in such a step leaves masked rows as the step has them.
+
+    Args:
+        optimizer: whose steps are held; of accelerate's wrapper, the one inside. A copy or a pickle
+            of it is not held.
+        layers: whose rows are held; biases are left alone.
+        kept: of each layer by its name, bool [n]; a layer that has none is left alone.
+        still: parameters of which nothing may move, as if they had no gradient.
 
     Raises:
-        ValueError: the optimiser has state of some other shape (Adafactor, 8-bit optimisers), for
-            which `RowKeeper` is there.
+        ValueError: a mask that has not as many rows as its layer.
     """
-    held: list[_KeptOnly] = []
-    try:
-        for rows, index in _rows_to_step(layers, kept):
-            held.append(_KeptOnly(rows, index, optimizer))
-        yield
-    finally:
-        for one in reversed(held):
-            one.restore()
+    while "param_groups" not in vars(optimizer) and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    masks = [(rows, mask.to(rows.parameter.device)) for rows, mask in _rows_and(layers, kept)]
+    for rows, mask in masks:
+        if mask.shape != rows.parameter.shape[rows.dim : rows.dim + 1]:
+            raise ValueError(
+                f"kept must be bool [{rows.parameter.shape[rows.dim]}] for {rows.name!r}, "
+                f"got {tuple(mask.shape)}"
+            )
+    return StepHold(optimizer, masks, still)
 
 
-def _rows_to_step(
-    layers: Iterable[GatedLayer], kept: Mapping[str, Tensor]
-) -> Iterator[tuple[Rows, Tensor]]:
-    """Each parameter with a gradient and masked rows, once, with the positions of its kept rows."""
-    found: dict[tuple[int, int], Rows] = {}
-    masks: dict[tuple[int, int], Tensor] = {}
-    for rows, mask in _rows_and(layers, kept):
-        if rows.parameter.grad is not None:
-            key = id(rows.parameter), rows.dim
-            masks[key] = masks[key] & mask if key in found else mask
-            found[key] = rows
-    positions = masked_positions({key: ~mask for key, mask in masks.items()})
-    for key, index in positions.items():
-        if len(index) < len(masks[key]):
-            yield found[key], index
+class StepHold:
+    """What `hold_rows` holds, until `remove`. A copy or a pickle of it holds nothing."""
+
+    def __init__(
+        self,
+        optimizer: optim.Optimizer,
+        masks: Iterable[tuple[Rows, Tensor]],
+        still: Iterable[nn.Parameter],
+    ) -> None:
+        self._masks, self._still = list(masks), list(still)
+        self._end: Callable[[], None] | None = None
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_masks": [], "_still": [], "_end": None, "_hooks": []}
+
+    def remove(self) -> None:
+        """Take the hooks off the optimiser; a second time, nothing."""
+        while self._hooks:
+            self._hooks.pop().remove()
+        self._masks, self._still, self._end = [], [], None
+
+    def _before_step(
+        self, optimizer: optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._end = None
+        holds = _holds_on(optimizer)
+        if holds[0] is not self:
+            return None  # it has held the rows of all
+        still = {id(parameter): parameter for hold in holds for parameter in hold._still}
+        masks = _intersected(pair for hold in holds for pair in hold._masks)
+        masks = [(rows, mask) for rows, mask in masks if id(rows.parameter) not in still]
+        has_closure = kwargs.get("closure", args[1] if len(args) > 1 else None) is not None
+        if not has_closure and is_element_wise(optimizer, masks):
+            return (step_kept_rows(optimizer, masks, still), *args[1:]), kwargs
+        put_back = _PutBack(optimizer, masks, still.values())
+        self._end = put_back.end
+        return put_back.arguments(args, kwargs)
+
+    def _after_step(
+        self, optimizer: optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        end, self._end = self._end, None
+        if end is not None:
+            end()
 
 
-class _KeptOnly:
-    """One parameter that is its kept rows only, until `restore`."""
+def _holds_on(optimizer: optim.Optimizer) -> list[StepHold]:
+    hooks = optimizer._optimizer_step_pre_hooks.values()
+    owners = [getattr(hook, "__self__", None) for hook in hooks]
+    return [owner for owner in owners if isinstance(owner, StepHold)]
 
-    def __init__(self, rows: Rows, index: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        parameter, dim = rows.parameter, rows.dim
-        self._rows, self._index, self._optimizer = rows, index, optimizer
-        self._whole, self._gradient = parameter.data, parameter.grad
-        self._states = dict(_state_rows(rows, optimizer))
-        state = optimizer.state.get(parameter, {})
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.numel() > 1 and key not in self._states:
-                raise ValueError(
-                    f"the optimiser's state {key!r} of {rows.name!r} has the shape "
-                    f"{tuple(value.shape)}, no rows of the parameter's: use RowKeeper"
-                )
-        parameter.data = self._whole.index_select(dim, index)
-        parameter.grad = None
-        # With no row at all there is no gradient: an optimiser passes over the parameter.
-        if self._gradient is not None and len(index) > 0:
-            parameter.grad = self._gradient.index_select(dim, index)
-        for key, whole in self._states.items():
-            state[key] = whole.index_select(dim, index)
 
-    @torch.no_grad()
-    def restore(self) -> None:
-        parameter, dim = self._rows.parameter, self._rows.dim
-        for key, moved in list(_state_rows(self._rows, self._optimizer)):
-            whole = self._states.get(key)
-            if whole is None:
-                shape = [*moved.shape[:dim], self._whole.shape[dim], *moved.shape[dim + 1 :]]
-                whole = moved.new_zeros(shape)
-                if key == "step_size":
-                    whole += moved.flatten()[0]
-            self._optimizer.state[parameter][key] = whole.index_copy_(dim, self._index, moved)
-        self._whole.index_copy_(dim, self._index, parameter.data)
-        parameter.data, parameter.grad = self._whole, self._gradient
+def _intersected(pairs: Iterable[tuple[Rows, Tensor]]) -> list[tuple[Rows, Tensor]]:
+    """Each parameter once, with the rows that are kept wherever it is used."""
+    found: dict[tuple[int, int], tuple[Rows, Tensor]] = {}
+    for rows, mask in pairs:
+        key = id(rows.parameter), rows.dim
+        found[key] = rows, mask & found[key][1] if key in found else mask
+    return list(found.values())
+
+
+class _PutBack:
+    """What holds rows and parameters through a step that sees them all."""
+
+    def __init__(
+        self,
+        optimizer: optim.Optimizer,
+        masks: list[tuple[Rows, Tensor]],
+        still: Iterable[nn.Parameter],
+    ) -> None:
+        positions = masked_positions({i: mask for i, (_, mask) in enumerate(masks)})
+        self._held = [
+            _Held(masks[i][0], index, optimizer)
+            for i, index in positions.items()
+            if index.numel() > 0
+        ]
+        self._still, self._gradients = list(still), list[tuple[nn.Parameter, Tensor]]()
+
+    def arguments(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the step's arguments, a closure made to hide the gradients that it makes."""
+        self._hide()
+        closure = kwargs.get("closure")
+        if closure is not None:
+            return args, {**kwargs, "closure": lambda: self._hide(closure())}
+        if len(args) > 1 and args[1] is not None:
+            return (args[0], lambda: self._hide(args[1]()), *args[2:]), kwargs
+        return args, kwargs
+
+    def _hide(self, loss: Any = None) -> Any:
+        for parameter in self._still:
+            if parameter.grad is not None:
+                self._gradients.append((parameter, parameter.grad))
+                parameter.grad = None
+        return loss
+
+    def end(self) -> None:
+        for held in self._held:
+            held.restore()
+        for parameter, gradient in self._gradients:
+            parameter.grad = gradient

@@ -110,6 +110,11 @@ def find_gated_layers(
     return layers
 
 
+def find_heads(model: nn.Module, heads: Heads = None) -> list[str]:
+    """Return the names of the output heads, which are no gated layers; see `find_gated_layers`."""
+    return head_names(model, _gateable(model), heads)
+
+
 def resolve_gated_layers(model: nn.Module, names: Iterable[str]) -> list[GatedLayer]:
     """Return the layers of these names as they are now; what is frozen by now is left out.
 

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from avalanche_mgem.arguments import one_of
 from avalanche_mgem.model.layers import GatedLayer
+from avalanche_mgem.model.padding import TokenMask
 from avalanche_mgem.restriction.rows import (
     NORMALIZE,
     Normalize,
@@ -56,21 +57,23 @@ class MagnitudeRecorder:
         self,
         layers: Iterable[GatedLayer],
         *,
-        token_mask: Tensor | None = None,
+        token_mask: TokenMask = None,
         guard: nn.Module | None = None,
     ) -> MagnitudeRecorder:
         """Open a window on these layers; one that is still open is closed first.
 
         Args:
             layers: whose outputs are recorded.
-            token_mask: which tokens count, [N, L], such as an attention mask; None: all. Outputs
-                that do not begin with these dimensions, pooled ones or images, count all of theirs.
+            token_mask: which tokens count, [N, L], such as an attention mask, or a function that
+                says it for a layer's name; None: all. Outputs that do not begin with these
+                dimensions, pooled ones or images, count all of theirs.
             guard: the model, when `close` is called at an event that an error in its forward pass
                 would skip: then the error closes the window.
         """
         self.close()
         for layer in layers:
-            hook = _Hook(self, layer.name, layer.channel_dim, token_mask)
+            mask = token_mask(layer.name) if callable(token_mask) else token_mask
+            hook = _Hook(self, layer.name, layer.channel_dim, mask)
             self._hooks.append(layer.module.register_forward_hook(hook))
         if guard is not None:
             on_error = _CloseOnError(self)

@@ -1,5 +1,6 @@
 """The plugins: add one to any Avalanche strategy."""
 
 from avalanche_mgem.plugins.mgem import MGEMPlugin
+from avalanche_mgem.plugins.migu import MIGUPlugin
 
-__all__ = ["MGEMPlugin"]
+__all__ = ["MGEMPlugin", "MIGUPlugin"]

@@ -19,6 +19,7 @@ from avalanche_mgem.bridge.generalization import GeneralizationProbe
 from avalanche_mgem.bridge.memory import EpisodicMemory, MemoryGroup, Selection, Split
 from avalanche_mgem.bridge.rows import BatchNorm, MemoryRows, Passes
 from avalanche_mgem.bridge.size import check_size, rows_of_stream
+from avalanche_mgem.bridge.still import HoldsStill, Still, held_still
 from avalanche_mgem.model.gradients import GradientMatrix, positions, write_gradients
 from avalanche_mgem.model.partition import (
     ParameterGroups,
@@ -218,6 +219,12 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         if self.memory.device is None:
             self.memory.device = strategy.device
         self._partition(strategy.model)
+        beside = any(isinstance(plugin, HoldsStill) for plugin in strategy.plugins)
+        if beside and self._rows.refresh_every > 1:
+            raise ValueError(
+                f"refresh_every must be 1 beside a plugin that holds other rows still at every "
+                f"step, such as MIGUPlugin, got {self._rows.refresh_every}"
+            )
         self._rows.start_experience()
         self._check_size(strategy)
 
@@ -239,10 +246,14 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
             return
         parameters = self._parameters(strategy.model)
         rates = step_rates(parameters, strategy.optimizer)
-        still = [r == 0 and self.unused_parameters == "exclude" for r in rates]
+        held = held_still(strategy, of="gradient")
+        still = [
+            name in held.parameters or (rate == 0 and self.unused_parameters == "exclude")
+            for name, rate in zip(self._names, rates, strict=True)
+        ]
         gradients = [None if s else p.grad for p, s in zip(parameters, still, strict=True)]
         with self._timed("projection"):
-            projected = self._project(parameters, gradients)
+            projected = self._project(parameters, gradients, held)
             if projected is not None:
                 write_gradients(parameters, projected, gradients)
 
@@ -256,7 +267,8 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         if self.restrict == "gradient" or not len(self._strengths):
             return
         with self._timed("projection"):
-            self._restrict_step(self._parameters(strategy.model))
+            held = held_still(strategy, of="update")
+            self._restrict_step(self._parameters(strategy.model), held)
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Begin a pass of the memory's ring over the experience (memory_selection="ring")."""
@@ -274,11 +286,11 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         self._strengths = torch.empty(0)
         self._step.forget()
 
-    def _restrict_step(self, parameters: list[nn.Parameter]) -> None:
+    def _restrict_step(self, parameters: list[nn.Parameter], held: Still) -> None:
         update = self._step.finish(parameters)
         self._matrix.scale_rows(self._step.metric, parameters)
         try:
-            projected = self._project(parameters, update)
+            projected = self._project(parameters, update, held)
         except FloatingPointError:
             self._step.undo(parameters)
             raise
@@ -334,15 +346,23 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
             self._matrix.scale_as_the_others(len(groups), parameters)
 
     def _project(
-        self, parameters: list[nn.Parameter], vectors: list[Tensor | None]
+        self, parameters: list[nn.Parameter], vectors: list[Tensor | None], held: Still
     ) -> Tensor | None:
         """Project and keep what it did; return the projected vector, or None if it is unchanged."""
         self._matrix.set_gradient(vectors, parameters)
         exclude = self.unused_parameters == "exclude"
         # What will not move must be no part of the problem: a solution that counts on it leaves the
         # cone as soon as the part of it that does not move is dropped.
-        where = zip(vectors, positions(parameters), strict=True)
-        still = [columns for vector, columns in where if exclude and vector is None]
+        where = dict(zip(self._names, positions(parameters), strict=True))
+        still = [
+            columns
+            for (name, columns), vector in zip(where.items(), vectors, strict=True)
+            if name in held.parameters or (exclude and vector is None)
+        ]
+        shapes = dict(zip(self._names, (p.shape for p in parameters), strict=True))
+        for name, dim, rows_held in held.rows:
+            if name in where:
+                self._matrix.hold_still(where[name], shapes[name], dim, rows_held)
         is_gem = len(self._restricted.slices) == 1 and self.memory.groups == 1
         automatic: Ridge = _GEM_RIDGE if is_gem else "relative"
         rows = self._matrix.rows

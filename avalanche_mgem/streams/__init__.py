@@ -1,8 +1,9 @@
-"""Benchmark streams as Avalanche scenarios: permuted, rotated, split by class, or of domains.
+"""Benchmark streams as Avalanche scenarios: permuted, rotated, split by class, of domains, text.
 
 `make_stream("permuted-digits", n_experiences=10)` is the short way. The long one is a data set from
 `load_data` (scikit-learn's digits, torchvision's sets, or any .npz), or an `ArrayData` of your own,
 given to `permuted_stream`, `rotated_stream` or `split_stream`, or several to `domains_stream`.
+`text_stream` makes one of text classification tasks; more about text is in `streams.text`.
 """
 
 from avalanche_mgem.streams.arrays import NAMED_SOURCES, ArrayData, load_data
@@ -13,6 +14,7 @@ from avalanche_mgem.streams.naming import (
     parse_stream_name,
     stream_files,
 )
+from avalanche_mgem.streams.text import TextTask, text_stream
 from avalanche_mgem.streams.vision import permuted_stream, rotated_stream, split_stream
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "NAMED_SOURCES",
     "STREAM_KINDS",
     "ArrayData",
+    "TextTask",
     "domains_stream",
     "load_data",
     "load_domains",
@@ -29,4 +32,5 @@ __all__ = [
     "rotated_stream",
     "split_stream",
     "stream_files",
+    "text_stream",
 ]

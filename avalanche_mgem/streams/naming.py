@@ -1,4 +1,4 @@
-"""Streams by name: "permuted-digits", "split:my/file.npz", "domains:a.npz,b.npz"."""
+"""Streams by name: "permuted-digits", "split:my/file.npz", "domains:a.npz,b.npz", "text"."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from avalanche_mgem.streams.domains import (
     load_domains,
     select_domains,
 )
+from avalanche_mgem.streams.text import text_stream, text_task_files
+from avalanche_mgem.streams.text_tasks import chosen_tasks
 from avalanche_mgem.streams.vision import permuted_stream, rotated_stream, split_stream
 
 STREAM_KINDS: dict[str, Callable[..., CLScenario]] = {
@@ -27,10 +29,12 @@ STREAM_KINDS: dict[str, Callable[..., CLScenario]] = {
     "domains": domains_stream,
 }
 _DOMAINS = "domains"
+TEXT = "text"
 
 _NAMES = (
     *(f"{kind}-{source}" for kind in STREAM_KINDS if kind != _DOMAINS for source in NAMED_SOURCES),
     *(f"{_DOMAINS}-{name}" for name in DOMAIN_SETS),
+    TEXT,
 )
 
 
@@ -56,10 +60,14 @@ def make_stream(
     data_root, download: where the data is found, see `load_data`. arguments: those of the kind's
     function (`permuted_stream`, `rotated_stream`, `split_stream`, `domains_stream`), n_experiences
     at least, where the domains do not tell it. Streams of domains take domains=("mnist", "usps")
-    besides, or "mnist,usps": which of them, in which order. Pixels are kept as uint8.
+    besides, or "mnist,usps": which of them, in which order. Pixels are kept as uint8. The stream
+    "text" has the arguments of `text_stream`, of which tasks and tokenizer are needed; data_root is
+    the folder of the tasks, and without one they are read from the hub.
 
     Raises ValueError for unknown names and arguments, before loading, and where those functions do.
     """
+    if name == TEXT:
+        return _text_stream(data_root, arguments)
     kind, source = parse_stream_name(name)
     build = STREAM_KINDS[kind]
     _check_arguments(kind, build, arguments)
@@ -71,13 +79,18 @@ def make_stream(
 
 
 def stream_files(
-    name: str, *, data_root: Path | str | None = None, domains: Any = None
+    name: str, *, data_root: Path | str | None = None, domains: Any = None, tasks: Any = None
 ) -> list[Path]:
     """Return the .npz files, of those that exist, whose contents decide the stream called `name`.
 
-    data_root, domains: as given to `make_stream`. What is read in torchvision's layout is the same
-    everywhere, and not listed. Raises ValueError for unknown names.
+    data_root, domains, tasks: as given to `make_stream`. Of text, these are the files of the tasks.
+    What is read in torchvision's layout is the same everywhere, and not listed. Raises ValueError
+    for unknown names.
     """
+    if name == TEXT:
+        named = [] if data_root is None or tasks is None else chosen_tasks(tasks)
+        names = [each for each in named if isinstance(each, str)]
+        return [path for each in names for path in text_task_files(data_root or "", each)]
     kind, source = parse_stream_name(name)
     files = []
     for each in select_domains(source, domains) if kind == _DOMAINS else (source,):
@@ -94,10 +107,21 @@ def _unknown(name: str) -> str:
     hint = f"did you mean {near}? " if near else ""
     kinds = ", ".join(kind for kind in STREAM_KINDS if kind != _DOMAINS)
     sets = ", ".join(f"{_DOMAINS}-{each}" for each in DOMAIN_SETS)
+    files = f"{_DOMAINS}:FILE.npz,FILE.npz"
     return (
         f"stream={name!r} is unknown; {hint}known: KIND-SOURCE or KIND:FILE.npz, with a KIND of "
-        f"{kinds} and a SOURCE of {', '.join(NAMED_SOURCES)}; {sets}; {_DOMAINS}:FILE.npz,FILE.npz"
+        f"{kinds} and a SOURCE of {', '.join(NAMED_SOURCES)}; {sets}; {files}; {TEXT}"
     )
+
+
+def _text_stream(data_root: Path | str | None, arguments: dict[str, Any]) -> CLScenario:
+    known = [name for name in inspect.signature(text_stream).parameters if name != "folder"]
+    for name in arguments:
+        if name not in known:
+            raise ValueError(f"{name} is no argument of text streams; {suggestion(name, known)}")
+    if "tasks" not in arguments or "tokenizer" not in arguments:
+        raise ValueError(f"text streams need tasks and tokenizer, got {', '.join(arguments)}")
+    return text_stream(folder=data_root, **arguments)
 
 
 def _is_source(kind: str, source: str) -> bool:

@@ -2,6 +2,7 @@
 
 `text_stream("1", folder="my/tasks", tokenizer=tokenizer)` is order 1 of MIGU's paper. A tokenizer
 of transformers will do, or any function that behaves like one; nothing here imports transformers.
+Texts without classes, to pre-train on, are in `plain_text_stream`.
 """
 
 from __future__ import annotations
@@ -12,18 +13,28 @@ from typing import Any
 
 from avalanche.benchmarks import CLScenario
 
+from avalanche_mgem.arguments import one_of
 from avalanche_mgem.streams.scenario import make_scenario
+from avalanche_mgem.streams.text_answers import (
+    FORMS,
+    Form,
+    answer_padding,
+    answered,
+    label_words_of,
+)
 from avalanche_mgem.streams.text_batches import (
     Features,
     PadToLongest,
     Side,
     TextBatch,
+    TokenRows,
     TokenSamples,
     padding_of,
 )
 from avalanche_mgem.streams.text_files import read_text_task, text_task_files, text_tasks_in
 from avalanche_mgem.streams.text_hub import HUB_TASKS, HubTask, read_hub_task
 from avalanche_mgem.streams.text_lengths import LengthBatchSampler, LengthBuckets
+from avalanche_mgem.streams.text_plain import plain_text_stream
 from avalanche_mgem.streams.text_prompts import TASK_PROMPTS, verbalized
 from avalanche_mgem.streams.text_tasks import (
     TEXT_ORDERS,
@@ -39,6 +50,7 @@ __all__ = [
     "TASK_PROMPTS",
     "TEXT_ORDERS",
     "Features",
+    "Form",
     "HubTask",
     "LengthBatchSampler",
     "LengthBuckets",
@@ -47,6 +59,8 @@ __all__ = [
     "TextSample",
     "TextTask",
     "Tokens",
+    "label_words_of",
+    "plain_text_stream",
     "read_hub_task",
     "read_text_task",
     "read_text_tasks",
@@ -90,6 +104,7 @@ def text_stream(
     cache_folder: Path | str | None = None,
     padding_side: Side | None = None,
     hub_tasks: Mapping[str, HubTask] = HUB_TASKS,
+    form: Form = "classification",
 ) -> CLScenario:
     """A stream with a training and a test experience for each task.
 
@@ -107,20 +122,29 @@ def text_stream(
     sets are sorted by length; `LengthBuckets` does for training what can be done. An experience has
     its `task_name`, and `label_words`: the word of each of its labels.
 
+    form: "text-to-text" and "causal" are for models that answer in words: the input is the
+    verbalized sample, and a feature "labels" has the tokens of the answer, see `answered`. The
+    labels stay the numbers of the classes. max_length is that of the input without the answer.
+
     Raises ValueError for what these functions refuse, and ImportError where the hub is to be read
     and `datasets` is not installed.
     """
+    one_of("form", form, FORMS)
     read = read_text_tasks(tasks, folder=folder, hub_tasks=hub_tasks)
     drawn = [task.drawn(train_per_task, test_per_task, seed=seed) for task in read]
     classes = _classes(drawn, joint=shared_labels or not task_labels, shared=shared_labels)
-    collate = padding_of(tokenizer, side=padding_side)
+    pads = padding_of if form == "classification" else answer_padding
+    collate = pads(tokenizer, side=padding_side)
+    settings: dict[str, Any] = {"max_length": max_length, "cache_folder": cache_folder}
 
     def samples(part: str) -> list[Any]:
         made = []
         for task, own in zip(drawn, classes, strict=True):
             rows: Sequence[TextSample] = getattr(task, part)
-            tokens = tokenized(
-                _texts(rows), tokenizer, max_length=max_length, cache_folder=cache_folder
+            tokens: TokenRows = (
+                tokenized(_texts(rows), tokenizer, **settings)
+                if form == "classification"
+                else answered(task, rows, tokenizer, form=form, **settings)
             )
             labels = [own[sample.label] for sample in rows]
             made.append(TokenSamples(tokens, labels, collate, by_length=part == "test"))

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from avalanche_mgem.arguments import one_of, positive_int
-from avalanche_mgem.streams.text_tokens import ATTENTION_MASK, INPUT_IDS, Tokens
+from avalanche_mgem.streams.text_tokens import ATTENTION_MASK, INPUT_IDS
 
 Side = Literal["right", "left"]
 
@@ -40,7 +41,8 @@ class TextBatch(list[Any]):
     """[features, labels, task labels], each of B samples; also by name.
 
     batch["labels"], batch["task_labels"], and the features by their own names. `list(batch)` and
-    unpacking are by position, `dict(batch)` and `**batch` by name.
+    unpacking are by position, `dict(batch)` and `**batch` by name. Where a feature is called
+    "labels" too, the tokens of an answer, it is batch[0]["labels"].
     """
 
     def __getitem__(self, key: Any) -> Any:
@@ -56,7 +58,20 @@ class TextBatch(list[Any]):
 
     def keys(self) -> list[str]:
         """Return the names of the fields."""
-        return [*super().__getitem__(0), *_BY_NAME]
+        return list(dict.fromkeys([*super().__getitem__(0), *_BY_NAME]))
+
+
+class TokenRows(Protocol):
+    """What samples are made of: `Tokens`, and others with more in a row."""
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """The number of input tokens of each text, [N]."""
+
+    def __len__(self) -> int: ...
+
+    def row(self, index: int) -> dict[str, Tensor]:
+        """The fields of one text, each int64 [its length]."""
 
 
 class TokenSamples(Dataset[list[object]]):
@@ -69,7 +84,7 @@ class TokenSamples(Dataset[list[object]]):
 
     def __init__(
         self,
-        tokens: Tokens,
+        tokens: TokenRows,
         labels: Sequence[int],
         collate_fn: PadToLongest,
         *,

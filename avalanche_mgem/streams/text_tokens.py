@@ -31,7 +31,7 @@ _LENGTHS = "lengths"
 _FIELD = "field_"
 _VERSION = 1  # of the cache's files; another one never meets theirs
 _PROBES = 8
-_IN_MEMORY = 64  # results kept where no folder is given: fifteen tasks, twice over
+_IN_MEMORY = 128  # results kept where no folder is given: fifteen tasks, four each, twice over
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 _memory: OrderedDict[str, Tokens] = OrderedDict()

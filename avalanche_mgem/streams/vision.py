@@ -134,11 +134,16 @@ def split_stream(
             f"{data.name!r}: each experience needs at least one"
         )
     data = data.resized(image_size)
-    groups = np.array_split(_class_order(data.n_classes, class_order, seed), n_experiences)
+    groups = np.array_split(ordered_classes(data.n_classes, class_order, seed), n_experiences)
     train, test = Pool(data.x_train, data.y_train), Pool(data.x_test, data.y_test)
+    of_train, of_test = rows_of_classes(train, groups), rows_of_classes(test, groups)
     return make_scenario(
-        _split(train, groups, Draw.TRAIN, train_per_experience, seed=seed, renumber=task_labels),
-        _split(test, groups, Draw.TEST, test_per_experience, seed=seed, renumber=task_labels),
+        class_samples(
+            train, of_train, groups, Draw.TRAIN, train_per_experience, seed, renumber=task_labels
+        ),
+        class_samples(
+            test, of_test, groups, Draw.TEST, test_per_experience, seed, renumber=task_labels
+        ),
         task_labels,
     )
 
@@ -158,7 +163,11 @@ def _rotated(x: Tensor, y: Tensor, rows: Indices, angle: float) -> Samples:
     return Samples(Pool(images, y[chosen]), np.arange(len(rows)))
 
 
-def _class_order(n_classes: int, class_order: Sequence[int] | str | None, seed: int) -> Indices:
+def ordered_classes(n_classes: int, class_order: Sequence[int] | str | None, seed: int) -> Indices:
+    """Return the classes in the order given, also as text "2,0,1", or in a random one for None.
+
+    Raises ValueError where it is no permutation of 0..n_classes-1.
+    """
     if class_order is None:
         return generator(seed, Draw.CLASSES).permutation(n_classes)
     order = _numbers(class_order) if isinstance(class_order, str) else list(class_order)
@@ -179,22 +188,37 @@ def _numbers(text: str) -> list[int]:
         ) from error
 
 
-def _split(
-    pool: Pool, groups: list[Indices], draw: Draw, count: int | None, *, seed: int, renumber: bool
+def rows_of_classes(pool: Pool, groups: Sequence[Indices]) -> list[Indices]:
+    """Return for each group of classes the pool's rows that are of one of them, sorted."""
+    return [np.flatnonzero(np.isin(pool.labels, group)) for group in groups]
+
+
+def class_samples(
+    pool: Pool,
+    rows: Sequence[Indices],
+    groups: Sequence[Indices],
+    draw: Draw,
+    count: int | None,
+    seed: int,
+    *,
+    renumber: bool,
 ) -> list[Samples]:
+    """Return the samples of each experience, which has the classes of a group.
+
+    rows: of the pool, those that the experience may have. count: how many of them are drawn, as
+    evenly from the classes as can be; None is all. renumber: label by position in the group. Raises
+    ValueError where there are none, or fewer than `count`.
+    """
     parts = []
-    for experience, group in enumerate(groups):
-        members = np.flatnonzero(np.isin(pool.labels, group))
+    for experience, (members, group) in enumerate(zip(rows, groups, strict=True)):
         if len(members) == 0:
             raise ValueError(
                 f"data has no {draw.name.lower()} samples of the classes {group.tolist()}, "
                 f"which are experience {experience}"
             )
-        chosen = draw_balanced(pool.labels[members], draw, count, seed, experience)
-        rows = members[chosen]
-        parts.append(
-            Samples(pool, rows, labels=_positions(pool, rows, group) if renumber else None)
-        )
+        chosen = members[draw_balanced(pool.labels[members], draw, count, seed, experience)]
+        labels = _positions(pool, chosen, group) if renumber else None
+        parts.append(Samples(pool, chosen, labels=labels))
     return parts
 
 

@@ -8,7 +8,7 @@ from avalanche.training.supervised import Naive
 from tiny import tiny_data
 from torch import nn
 
-from avalanche_mgem.experiment import METHODS, Method, MLPFactory, Training
+from avalanche_mgem.experiment import Method, MLPFactory, Training, find_method
 from avalanche_mgem.experiment.configuration import RunSpecification
 from avalanche_mgem.streams import permuted_stream, split_stream
 
@@ -56,5 +56,5 @@ DYING = Method("dying", Dying)
 
 
 def specification(method="naive", *, stream=permuted, seed=0, model=MODEL, training=TRAINING):
-    method = METHODS[method] if isinstance(method, str) else method
+    method = find_method(method) if isinstance(method, str) else method
     return RunSpecification(method, stream, seed, model, training)

@@ -74,6 +74,7 @@ def test_columns_are_the_union_in_a_fixed_order(tmp_path):
         seed=1,
         configuration={"batch": 10, "optimizer": {}},
         versions={"torch": "2.4"},
+        metrics={"distance": 0.5},
         restriction={"violated": np.float64(0.1)},
     )
     orders = []
@@ -85,6 +86,7 @@ def test_columns_are_the_union_in_a_fixed_order(tmp_path):
         *["method", "stream", "seed", *SCORES, "seconds", "restriction.violated"],
         *["configuration.batch", "configuration.hidden", "configuration.method"],
         *["configuration.optimizer", "configuration.optimizer.lr", "versions.torch"],
+        "metrics.distance",
     ]
     rows = read(tmp_path / "a")
     assert rows[0]["restriction.violated"] == rows[0]["versions.torch"] == ""

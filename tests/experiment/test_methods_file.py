@@ -40,6 +40,12 @@ def test_a_known_method_may_be_changed_under_its_name(write):
     assert (gem.name, gem.settings["memory_strength"]) == ("gem", 0)
 
 
+def test_a_combination_may_be_a_base(write):
+    (mine,) = load_methods(write('[mine]\nbase = "replay+migu"\n"migu.mask_fraction" = 0.2'))
+    assert mine.settings["mask_fraction"] == 0.2
+    assert mine.description == "replay+migu with migu.mask_fraction=0.2"
+
+
 def test_a_method_of_the_whole_stream_stays_one(write):
     (mine,) = load_methods(write('[upper]\nbase = "joint"'))
     assert mine.whole_stream

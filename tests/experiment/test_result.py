@@ -25,6 +25,7 @@ results = st.integers(1, 5).flatmap(
         restriction=st.dictionaries(st.text(), st.floats(-1, 1)),
         configuration=st.dictionaries(st.text(), st.integers() | st.none() | st.lists(st.text())),
         versions=st.dictionaries(st.text(), st.text()),
+        metrics=st.dictionaries(st.text(), st.floats(-1, 1)),
     )
 )
 
@@ -37,9 +38,17 @@ def test_json_gives_back_every_bit(result):
     assert back.accuracy.dtype == back.baseline.dtype == np.float64
     np.testing.assert_array_equal(back.accuracy, result.accuracy)
     np.testing.assert_array_equal(back.baseline, result.baseline)
-    for name in ("method", "stream", "seed", "seconds", "restriction", "configuration", "versions"):
+    told = ("method", "stream", "seed", "seconds", "restriction", "configuration", "versions")
+    for name in (*told, "metrics"):
         assert getattr(back, name) == getattr(result, name)
     assert back.to_json() == text
+
+
+@given(results)
+def test_runs_of_before_there_were_metrics_are_read(result):
+    values = json.loads(result.to_json())
+    del values["metrics"]
+    assert RunResult.from_json(json.dumps(values)).metrics == {}
 
 
 def test_scores_are_those_of_the_matrix():

@@ -1,4 +1,5 @@
 import pytest
+from text_cases import WordTokenizer, make_task, write_task
 
 from avalanche_mgem.streams import (
     NAMED_SOURCES,
@@ -103,3 +104,22 @@ def test_stream_files_are_those_that_decide_the_samples(arrays, write_npz, tmp_p
     assert stream_files("domains-digit-five", data_root=tmp_path, domains="mnist") == []
     # torchvision's own files come first
     assert stream_files("split-mnist", data_root=mnist_root) == []
+
+
+def test_text_is_a_stream_of_tasks_in_data_root(tmp_path):
+    for name in ("colours", "shades"):
+        write_task(tmp_path, make_task(name))
+    given = {"tasks": "shades,colours", "tokenizer": WordTokenizer()}
+    stream = make_stream("text", data_root=tmp_path, train_per_task=6, **given)
+    assert [each.task_name for each in stream.train_stream] == ["shades", "colours"]
+    assert [len(each.dataset) for each in stream.train_stream] == [6, 6]
+    files = stream_files("text", data_root=tmp_path, tasks="colours")
+    assert {path.parent for path in files} == {tmp_path / "colours"}
+    assert len(files) == 3
+    assert stream_files("text", tasks="1") == []
+    with pytest.raises(ValueError, match="n_experiences is no argument of text streams"):
+        make_stream("text", n_experiences=2, **given)
+    with pytest.raises(ValueError, match="text streams need tasks and tokenizer, got tasks"):
+        make_stream("text", tasks="1")
+    with pytest.raises(ValueError, match="did you mean 'text'"):
+        make_stream("txt")

@@ -1,0 +1,51 @@
+"""What other plugins hold still in a step.
+
+A restriction of the gradient must know it: a solution that counts on what will not move leaves the
+cone as soon as that part of it is dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from torch import Tensor
+
+Of = Literal["gradient", "update"]
+
+
+@dataclass
+class Still:
+    """What a step holds still, in the model's parameters by their names.
+
+    Args:
+        parameters: that do not move at all.
+        rows: (name, dim, held): the positions along the dimension `dim` of a parameter at which
+            held, bool [n], is True do not move.
+    """
+
+    parameters: list[str] = field(default_factory=list)
+    rows: list[tuple[str, int, Tensor]] = field(default_factory=list)
+
+
+@runtime_checkable
+class HoldsStill(Protocol):
+    """A plugin that holds parameters or rows of them still."""
+
+    def held_still(self, strategy: Any, *, of: Of) -> Still:
+        """Return what it holds still in this step, from the backward pass on.
+
+        of: "gradient": what the plugin makes zero in the gradient. "update": what does not move
+        whatever the optimiser makes of its gradient.
+        """
+
+
+def held_still(strategy: Any, *, of: Of) -> Still:
+    """Return what all plugins of the strategy hold still."""
+    all_of_them = Still()
+    for plugin in strategy.plugins:
+        if isinstance(plugin, HoldsStill):
+            still = plugin.held_still(strategy, of=of)
+            all_of_them.parameters += still.parameters
+            all_of_them.rows += still.rows
+    return all_of_them

@@ -1,0 +1,220 @@
+"""MIGU as a callback of the Hugging Face Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from avalanche_mgem.arguments import positive_int
+from avalanche_mgem.model.gate import Freeze, RowGate, Score, Ungated
+from avalanche_mgem.model.targets import Heads, TargetModules
+from avalanche_mgem.restriction.rows import Normalize
+
+
+class MIGUCallback(TrainerCallback, ExportableState):
+    """Let only those rows of linear layers move whose outputs are the largest.
+
+        migu = MIGUCallback()
+        for dataset in tasks:
+            Trainer(model, arguments, train_dataset=dataset, callbacks=[migu]).train()
+
+    What `avalanche_mgem.MIGUPlugin` is to Avalanche, on the same core: see there for the method
+    (arXiv 2406.17245, eq. 3-6) and for the arguments. Each finished `train()` is a task, so hand
+    one callback to all Trainers in turn.
+
+    Runs on `on_step_begin` (from here on, forward passes in training mode that build a graph are
+    recorded; evaluation, generation and what activation checkpointing computes anew are not),
+    `on_pre_optimizer_step` (the mask, over all forward passes since `on_step_begin`: all of an
+    accumulated gradient) and `on_optimizer_step`. Between steps and after training the model has no
+    hook of it; where training fails in the middle of a step, the next `train()` takes them off.
+
+    The Trainer clips gradients before `on_pre_optimizer_step`: the norm that it clips and logs is
+    that of all rows, the masked ones too.
+
+    A Trainer that resumes from one of its checkpoints knows which task it was if it is given
+    `restore_callback_states_from_checkpoint`; it then puts a callback of its own in the place of
+    the one that it was handed. Otherwise set `tasks`.
+
+    Args: as those of `avalanche_mgem.MIGUPlugin`, but `skip_steps`.
+
+    Attributes:
+        tasks: how many calls of `train()` have ended.
+        mask_fraction: as the argument.
+        last_mask: which rows the last step might move, bool [n] for each gated layer by its name;
+            None where all might.
+        last_scores: the scores of the last step, float32 [n] by layer, also where nothing was
+            masked; None before the first.
+
+    Raises:
+        ValueError: an argument out of range, at construction; when training begins, what
+            `find_gated_layers` raises, a compiled model, training in several processes, on several
+            GPUs or on sharded parameters.
+        ImportError: transformers is older than 4.45.
+    """
+
+    def __init__(
+        self,
+        mask_fraction: float = 0.7,
+        *,
+        target_modules: TargetModules = None,
+        heads: Heads = None,
+        score: Score = "output",
+        freeze: Freeze = "gradient",
+        ungated: Ungated = "train",
+        normalize: Normalize = "none",
+        ignore_padding: bool = False,
+        skip_tasks: int = 1,
+        seed: int | None = None,
+    ) -> None:
+        if not hasattr(TrainerCallback, "on_pre_optimizer_step"):
+            raise ImportError(
+                "MIGUCallback needs transformers >= 4.45: older Trainers call nothing between the "
+                "backward pass and the step"
+            )
+        self._arguments: dict[str, Any] = {
+            "target_modules": target_modules,
+            "heads": heads,
+            "score": score,
+            "freeze": freeze,
+            "ungated": ungated,
+            "normalize": normalize,
+            "ignore_padding": ignore_padding,
+            "seed": seed,
+        }
+        self._gate = RowGate(mask_fraction, **self._arguments)
+        self.skip_tasks = positive_int("skip_tasks", skip_tasks, minimum=0)
+        self.tasks = 0
+        self._hooks: list[RemovableHandle] = []
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_hooks": []}
+
+    @property
+    def mask_fraction(self) -> float:
+        """The fraction of the rows that is held still."""
+        return self._gate.mask_fraction
+
+    @property
+    def last_mask(self) -> dict[str, Tensor] | None:
+        """Which rows the last step might move; None where all might."""
+        return self._gate.last_mask
+
+    @property
+    def last_scores(self) -> dict[str, Tensor] | None:
+        """The scores of the last step."""
+        return self._gate.last_scores
+
+    def state(self) -> dict[str, Any]:
+        """Return what a Trainer's checkpoint keeps of the callback."""
+        gate = self._gate
+        arguments = {
+            **self._arguments,
+            "mask_fraction": gate.mask_fraction,
+            "target_modules": gate.target_modules,  # of sets, JSON knows nothing
+            "heads": gate.heads,
+            "seed": gate.seed,
+            "skip_tasks": self.skip_tasks,
+        }
+        return {"args": arguments, "attributes": {"tasks": self.tasks}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Find the layers."""
+        _check(args, self._gate.score)
+        self._close()
+        self._gate.find(kwargs["model"])
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin to record the magnitudes."""
+        self._close()
+        self._gate.reset()
+        model: nn.Module = kwargs["model"]
+        # Not always_call: the gate has a guard of its own against a forward pass that fails.
+        self._hooks = [
+            model.register_forward_pre_hook(_Open(self._gate), with_kwargs=True),
+            model.register_forward_hook(_Close(self._gate)),
+        ]
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Mask the gradients, and hold the rows through the step (freeze="update")."""
+        self._close()
+        if self.tasks >= self.skip_tasks:
+            self._gate.mask(kwargs["model"])
+            self._gate.hold(kwargs["model"], kwargs["optimizer"])
+        else:
+            self._gate.look(kwargs["model"])
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Forget the step."""
+        self._gate.release()
+        self._gate.reset()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the task."""
+        self._close()
+        self._gate.release()
+        self.tasks += 1
+
+    def _close(self) -> None:
+        self._gate.close()
+        while self._hooks:
+            self._hooks.pop().remove()
+
+
+@dataclass
+class _Open:
+    """Opens the gate's window when a training pass of the model begins; a copy does nothing."""
+
+    gate: RowGate
+
+    def __call__(
+        self, module: nn.Module, arguments: tuple[Any, ...], batch: Mapping[str, Any]
+    ) -> None:
+        if module.training and torch.is_grad_enabled():
+            self.gate.open(module, batch)
+
+    def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
+        return _no_hook, ()
+
+
+@dataclass
+class _Close:
+    """Closes the window when the pass ends; a copy does nothing."""
+
+    gate: RowGate
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: object) -> None:
+        self.gate.close()
+
+    def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
+        return _no_hook, ()
+
+
+def _no_hook() -> Callable[..., None]:
+    return _do_nothing
+
+
+def _do_nothing(*arguments: object) -> None:
+    """Stand for a hook in a copy of the model."""
+
+
+def _check(args: Any, score: str) -> None:
+    if args.torch_compile and score == "output":
+        raise ValueError(
+            "torch_compile=True: a compiled model does not call the hooks that record outputs; "
+            "train without it, or with another score than 'output'"
+        )
+    kind = AcceleratorState().distributed_type.value
+    if kind != "NO" or args.n_gpu > 1:
+        raise ValueError(
+            f"MIGUCallback trains in one process on one device, got {kind} with {args.n_gpu} GPUs: "
+            "each rank would mask other rows, and of sharded parameters there are no whole rows; "
+            "set CUDA_VISIBLE_DEVICES to one device"
+        )

@@ -1,0 +1,220 @@
+"""Continual learning with low-rank adapters (LoRA) of peft, as plugins to any strategy.
+
+`LoRAPlugin`: one adapter for the whole stream. `IncLoRAPlugin`: a new one for each task.
+`OLoRAPlugin`: a new one for each task, orthogonal to those before it.
+
+The adapters are layers in `strategy.model`, whose class and forward stay what they were. After
+training, peft's own functions on a layer, such as `merge`, may be used; a model whose adapters are
+merged into its weights cannot be trained on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.training.plugins import SupervisedPlugin
+from torch import Tensor
+
+from avalanche_mgem.arguments import finite, one_of, positive_int
+from avalanche_mgem.bridge.boundaries import task_boundary
+from avalanche_mgem.huggingface.adapters import (
+    Adapter,
+    adapter_names,
+    add_adapter,
+    freeze_heads,
+    give_to,
+    lora_layers,
+)
+from avalanche_mgem.huggingface.loading import require
+from avalanche_mgem.huggingface.orthogonality import Penalty, orthogonality_penalty
+from avalanche_mgem.model.targets import Heads, TargetModules
+
+
+class LoRAPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
+    """Train a low-rank adapter and the output heads, and nothing else of the model.
+
+    A layer's output xW' + b becomes xW' + b + (alpha / rank) xA'B', A [rank, in] and B [out, rank].
+    Runs on `before_train_dataset_adaptation` of the first experience, before Avalanche adds
+    parameters to the optimiser: puts the adapter into `strategy.model` in place, freezes all else
+    but output heads, and has the optimiser forget what is frozen. What the model gets later, such
+    as the heads of new tasks, trains. A model that has this plugin's adapter already, from an
+    earlier run or as a copy, keeps it. Frozen parameters do not move by a bit under any optimiser
+    of torch; running statistics of batch norm do, as they are no parameters. Source: "LoRA:
+    Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), by peft; the defaults are
+    those of MIGU's experiments (arXiv 2406.17245).
+
+    Beside MIGU (MIGUPlugin), A is gated by its own output and B by the combined one.
+
+    Args:
+        rank: r, of A and B.
+        alpha: the adapter's output is scaled by alpha / rank.
+        dropout: of the adapter's input, in [0, 1).
+        target_modules: the layers that get adapters. None: what peft takes in models of this kind
+            (query and value projections, mostly); where it knows no such kind, every Linear,
+            Conv2d and Conv1D (gpt2's) layer whose weight is not shared. "all-linear", a regular
+            expression on whole names, or a list of names or their last parts, as peft's, but each
+            of a list must match. Output heads get none.
+        train_heads: whether the output heads are trained. A language model's own output layer is
+            not, unless `heads` names it.
+        heads: the output heads, names or shell patterns; None: the usual ones, see
+            `avalanche_mgem.model.layers.find_gated_layers`.
+        seed: of the adapter's initial A. None: torch's current initial seed. The global random
+            states are never drawn from by the plugin (dropout draws, as all dropout does).
+
+    Raises:
+        ValueError: an argument out of range, at construction; at the first experience, a model
+            without a layer that can be adapted, names that match none (with the nearest ones), a
+            model that has adapters of somebody else.
+        ImportError: peft is not installed.
+    """
+
+    def __init__(
+        self,
+        rank: int = 8,
+        alpha: float = 32,
+        dropout: float = 0.05,
+        *,
+        target_modules: TargetModules = None,
+        train_heads: bool = True,
+        heads: Heads = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        require("peft")
+        self.adapter = Adapter(rank, alpha, dropout, target_modules, train_heads, heads)
+        if seed is not None:
+            positive_int("seed", seed, minimum=0)
+        self._seed = torch.initial_seed() if seed is None else int(seed)
+
+    def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Put the adapter into the model where it has none yet."""
+        known = adapter_names(strategy.model)
+        own = [self._name(index) for index in range(len(known))]
+        if known != own:
+            raise ValueError(
+                f"model has adapters already, {', '.join(known)}, which {type(self).__name__} did "
+                "not make: merge them into the model first (peft's merge_and_unload)"
+            )
+        _require_unmerged(strategy.model)
+        if not self._wants_one(strategy.experience, len(known)):
+            return
+        index = len(known)
+        # Each adapter from a seed of its own: a resumed run draws the same, with nothing to keep.
+        seed = int(np.random.SeedSequence([self._seed, index]).generate_state(1)[0])
+        name, device = self._name(index), strategy.device
+        add_adapter(strategy.model, name, self.adapter, seed=seed, device=device)
+        give_to(strategy.optimizer, strategy.model)
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Freeze heads that have come since (train_heads=False)."""
+        if not self.adapter.train_heads:
+            freeze_heads(strategy.model, self.adapter.heads)
+
+    def _name(self, index: int) -> str:
+        return "lora"
+
+    def _wants_one(self, experience: Any, known: int) -> bool:
+        return known == 0
+
+
+class IncLoRAPlugin(LoRAPlugin):
+    """Train a new low-rank adapter for each task, and the output heads (IncLoRA).
+
+    Earlier adapters stay active and are frozen to the bit; the outputs of all add up, in training
+    and at test time, where no task label is needed. They are called task0, task1 and so on, and
+    their number is that of the tasks trained on: an experience that is trained on twice is two
+    tasks. Runs on `before_train_dataset_adaptation` of every task's first experience. Everything
+    else, and the arguments, as `LoRAPlugin`. Source: the baseline of "Orthogonal Subspace Learning
+    for Language Model Continual Learning" (arXiv 2310.14152).
+
+    Raises:
+        ValueError: as `LoRAPlugin`; an online stream that does not tell its task boundaries.
+    """
+
+    def _name(self, index: int) -> str:
+        return f"task{index}"
+
+    def _wants_one(self, experience: Any, known: int) -> bool:
+        boundary = task_boundary(experience)
+        if not boundary.known:
+            raise ValueError(
+                f"{type(self).__name__} adds an adapter for each task and needs to be told where "
+                "tasks start, by an online stream with access_task_boundaries=True, for one; "
+                "LoRAPlugin has one adapter for all"
+            )
+        return boundary.starts or known == 0
+
+
+class OLoRAPlugin(IncLoRAPlugin):
+    """IncLoRA whose new adapter is held orthogonal to those of earlier tasks (O-LoRA).
+
+    On `before_backward` the loss gets orthogonality * sum over layers and earlier adapters i of the
+    absolute values of the entries of A_t A_i', so that the tasks' adapters read different subspaces
+    of their inputs. Source: "Orthogonal Subspace Learning for Language Model Continual Learning"
+    (arXiv 2310.14152). The L2 penalty on the new adapter that the authors' code can add is left to
+    the optimiser's weight decay.
+
+    Args:
+        orthogonality: the weight of the penalty, >= 0; 0 is IncLoRA. The default is the authors'
+            code's; the sum grows with layers, rank and tasks.
+        rank, alpha, dropout, target_modules, train_heads, heads, seed: as `LoRAPlugin`.
+        penalty: "absolute", as the authors' code, or "squared": the squares of the entries, as in
+            their paper.
+
+    Attributes:
+        last_penalty: the sum of the last iteration, 0-dim, without its weight; None in the first
+            task. `orthogonality_metrics` logs it.
+
+    Raises:
+        ValueError: as `IncLoRAPlugin`, and for orthogonality and penalty.
+    """
+
+    def __init__(
+        self,
+        orthogonality: float = 0.5,
+        rank: int = 8,
+        alpha: float = 32,
+        dropout: float = 0.05,
+        *,
+        target_modules: TargetModules = None,
+        train_heads: bool = True,
+        heads: Heads = None,
+        seed: int | None = None,
+        penalty: Penalty = "absolute",
+    ) -> None:
+        super().__init__(
+            rank,
+            alpha,
+            dropout,
+            target_modules=target_modules,
+            train_heads=train_heads,
+            heads=heads,
+            seed=seed,
+        )
+        self.orthogonality = finite("orthogonality", orthogonality, minimum=0)
+        self.penalty = one_of("penalty", penalty, ("absolute", "squared"))
+        self.last_penalty: Tensor | None = None
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Forget the penalty of the task before."""
+        super().before_training_exp(strategy, **kwargs)
+        self.last_penalty = None
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Add the penalty to the loss."""
+        with torch.set_grad_enabled(self.orthogonality > 0):
+            penalty = orthogonality_penalty(strategy.model, self.penalty)  # type: ignore[arg-type]
+        if penalty is not None and self.orthogonality > 0:
+            strategy.loss = strategy.loss + self.orthogonality * penalty
+        self.last_penalty = None if penalty is None else penalty.detach()
+
+
+def _require_unmerged(model: Any) -> None:
+    merged = [name for name, layer in lora_layers(model).items() if layer.merged]
+    if merged:
+        raise ValueError(
+            f"the adapters of {', '.join(merged[:3])} and others are merged into the weights: "
+            "unmerge them before training on"
+        )

@@ -1,0 +1,228 @@
+"""The gate of MIGU: which rows of a model's layers may move in a step, and what holds the others.
+
+The core under the plugin for Avalanche and the callback for the Hugging Face Trainer. Source: MIGU
+(arXiv 2406.17245, eq. 3-6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from avalanche_mgem.arguments import one_of, positive_int
+from avalanche_mgem.model.holding import StepHold, hold_rows, mask_gradients
+from avalanche_mgem.model.layers import (
+    GatedLayer,
+    find_gated_layers,
+    find_heads,
+    resolve_gated_layers,
+)
+from avalanche_mgem.model.magnitudes import (
+    MagnitudeRecorder,
+    gradient_scores,
+    random_scores,
+    weight_scores,
+)
+from avalanche_mgem.model.padding import is_encoder_decoder, token_masks
+from avalanche_mgem.model.targets import Heads, TargetModules, inside
+from avalanche_mgem.restriction.rows import Normalize, kept_rows_of_layers, n_masked
+
+Score = Literal["output", "gradient", "weight", "random"]
+Freeze = Literal["gradient", "update"]
+Ungated = Literal["train", "freeze"]
+
+
+class RowGate:
+    """Chooses the rows that may move in a step, and holds the others still.
+
+        gate.find(model)                  # once an experience: layers may have come
+        gate.open(model, batch)           # around every forward pass of the step
+        ...
+        gate.close()
+        gate.mask(model)                  # after the backward pass
+        gate.hold(model, optimizer)       # around the optimiser's step
+        ...
+        gate.release()
+        gate.reset()                      # the next forward pass begins another step
+
+    Several forward passes before one step, as when gradients are accumulated, add up. It keeps the
+    names of layers, not the layers, and has no hook anywhere but between the calls that open and
+    close; a copy or a pickle has none either.
+
+    Args: as those of `avalanche_mgem.MIGUPlugin`.
+
+    Attributes:
+        names: of the gated layers.
+        last_scores: of the last step, float32 [n] by layer; None before the first.
+        last_mask: which rows the last step might move, bool [n] by layer; None where it was free.
+    """
+
+    def __init__(
+        self,
+        mask_fraction: float = 0.7,
+        *,
+        target_modules: TargetModules = None,
+        heads: Heads = None,
+        score: Score = "output",
+        freeze: Freeze = "gradient",
+        ungated: Ungated = "train",
+        normalize: Normalize = "none",
+        ignore_padding: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        n_masked(mask_fraction, 1)  # refuses what is no fraction
+        self.mask_fraction = float(mask_fraction)
+        self.target_modules = _own_names("target_modules", target_modules)
+        self.heads = cast(Heads, _own_names("heads", heads))
+        self.score = one_of("score", score, ("output", "gradient", "weight", "random"))
+        self.freeze = one_of("freeze", freeze, ("gradient", "update"))
+        self.ungated = one_of("ungated", ungated, ("train", "freeze"))
+        if not isinstance(ignore_padding, bool):
+            raise ValueError(f"ignore_padding must be True or False, got {ignore_padding!r}")
+        self.ignore_padding = ignore_padding
+        if seed is not None:
+            positive_int("seed", seed, minimum=0)
+        self.seed = torch.initial_seed() if seed is None else seed
+        self.names: list[str] = []
+        self.last_scores: dict[str, Tensor] | None = None
+        self.last_mask: dict[str, Tensor] | None = None
+        self._recorder = MagnitudeRecorder(normalize)
+        self._head_names: list[str] = []
+        self._encoder_decoder = False
+        self._kept: dict[str, Tensor] | None = None
+        self._over = False  # whether the step is, so that its scores are to be forgotten
+        self._hold: StepHold | None = None
+        self._draws = 0
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_hold": None}
+
+    def find(self, model: nn.Module) -> None:
+        """Find the gated layers of `model`; see `find_gated_layers` for what it raises."""
+        self.release()
+        layers = find_gated_layers(model, self.target_modules, heads=self.heads)
+        self.names = [layer.name for layer in layers]
+        self._head_names = find_heads(model, self.heads)
+        self._encoder_decoder = is_encoder_decoder(model)
+        self.last_scores = self.last_mask = self._kept = None
+        self._recorder.reset()
+
+    def open(self, model: nn.Module, batch: object = None) -> None:
+        """Record the layers' outputs until `close`, or until the forward pass fails.
+
+        batch: the input of the model, which tells the padding where it is a mapping that has an
+        attention mask.
+        """
+        self._kept = None
+        if self._over:
+            self._recorder.reset()
+            self._over = False
+        if self.score == "output":
+            masks = None
+            if self.ignore_padding and isinstance(batch, Mapping):
+                masks = token_masks(batch, encoder_decoder=self._encoder_decoder)
+            self._recorder.open(self._layers(model), token_mask=masks, guard=model)
+
+    def close(self) -> None:
+        """End what `open` began."""
+        self._recorder.close()
+
+    def kept(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return which rows may move in this step, bool [n] by layer.
+
+        It is the same until the next step begins.
+
+        A layer that has no score, because no output of it was seen, is not there.
+
+        Raises:
+            FloatingPointError: a score is NaN.
+        """
+        if self._kept is None:
+            self.look(model)
+            assert self.last_scores is not None
+            self._kept = kept_rows_of_layers(self.last_scores, self.mask_fraction)
+            self.last_mask = self._kept
+        return self._kept
+
+    def look(self, model: nn.Module) -> None:
+        """Take the scores of this step, without choosing by them: all rows may move."""
+        self.last_scores, self.last_mask = self._scores(self._layers(model)), None
+
+    def mask(self, model: nn.Module) -> None:
+        """Make the gradients zero of the rows that may not move; None stays None."""
+        kept = self.kept(model)
+        if self.mask_fraction > 0:
+            mask_gradients(self._layers(model), kept)
+        if self.ungated == "freeze":
+            for _, parameter in self._ungated(model):
+                # No optimiser touches what has no gradient, nor its state.
+                parameter.grad = None
+
+    def hold(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Until `release`, let no step of the optimiser move these rows (freeze="update")."""
+        self.release()
+        if self.freeze == "update" and self.mask_fraction > 0:
+            self._hold = hold_rows(optimizer, self._layers(model), self.kept(model))
+
+    def release(self) -> None:
+        """End what `hold` began."""
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            hold.remove()
+
+    def reset(self) -> None:
+        """End the step: the next forward pass begins another, without the scores of this one."""
+        self._over = True
+
+    def held_rows(self, model: nn.Module) -> Iterator[tuple[str, int, Tensor]]:
+        """Yield what may not move in this step: a parameter's name, its rows' dimension, bool [n].
+
+        The rows that are held are True.
+        """
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        for layer in self._layers(model):
+            if layer.name in (kept := self.kept(model)):
+                for rows in layer.rows:
+                    yield names[id(rows.parameter)], rows.dim, ~kept[layer.name]
+
+    def held_parameters(self, model: nn.Module) -> list[str]:
+        """Return the names of the parameters that may not move as a whole (ungated="freeze")."""
+        return [] if self.ungated == "train" else [name for name, _ in self._ungated(model)]
+
+    def _layers(self, model: nn.Module) -> list[GatedLayer]:
+        return resolve_gated_layers(model, self.names)
+
+    def _scores(self, layers: list[GatedLayer]) -> dict[str, Tensor]:
+        if self.score == "output":
+            return self._recorder.scores()
+        if self.score == "weight":
+            return weight_scores(layers)
+        if self.score == "gradient":
+            # Under a GradScaler gradients may overflow; then the step is left out, masked or not.
+            return {name: s.nan_to_num() for name, s in gradient_scores(layers).items()}
+        # A generator of torch's cannot be pickled: each step has one of its own instead.
+        sequence = np.random.SeedSequence([self.seed, self._draws])
+        self._draws += 1
+        generator = torch.Generator().manual_seed(int(sequence.generate_state(1)[0]))
+        return random_scores(layers, generator)
+
+    def _ungated(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield what is neither a row of a gated layer nor in an output head."""
+        gated = {id(rows.parameter) for layer in self._layers(model) for rows in layer.rows}
+        for name, parameter in model.named_parameters():
+            in_head = any(inside(name, head) for head in self._head_names)
+            if id(parameter) not in gated and not in_head:
+                yield name, parameter
+
+
+def _own_names(argument: str, names: TargetModules) -> TargetModules:
+    """Return names that no caller can change any more."""
+    if names is None or isinstance(names, str):
+        return names
+    if not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{argument} must be None, a string or a list of names, got {names!r}")
+    return cast(Collection[str], tuple(names))

@@ -1,0 +1,195 @@
+"""An optimiser's step of the kept rows alone.
+
+Kept rows are copied, with their gradient and their state, into small parameters that an optimiser
+of the same class and the same settings steps, and written back. So a step takes about as long as a
+plain one or less, masked rows are never touched, and no parameter ever has a strange shape.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+
+from avalanche_mgem.model.layers import Rows
+from avalanche_mgem.restriction.rows import masked_positions
+
+# Their step treats every element of a parameter alike, so kept rows can be stepped without the
+# others. Exactly these classes: one that is derived from them may do anything.
+_ELEMENT_WISE = frozenset(
+    {
+        optim.SGD,
+        optim.Adam,
+        optim.AdamW,
+        optim.Adagrad,
+        optim.RMSprop,
+        optim.Rprop,
+        optim.Adadelta,
+        optim.Adamax,
+        optim.NAdam,
+        optim.RAdam,
+        optim.ASGD,
+    }
+)
+
+# Elements of a parameter that are stepped at a time on a CPU: they stay in its cache together with
+# their gradient and their state.
+_CACHED = 2**17
+
+_Group = dict[str, Any]
+_State = defaultdict[Tensor, Any]
+
+
+def is_element_wise(optimizer: optim.Optimizer, masks: Iterable[tuple[Rows, Tensor]]) -> bool:
+    """Whether these parameters' kept rows can be stepped alone.
+
+    So it is with torch's own element-wise optimisers, where all state has a parameter's shape.
+    """
+    if type(optimizer) not in _ELEMENT_WISE:
+        return False
+    parameters = [rows.parameter for rows, _ in masks]
+    if len({id(parameter) for parameter in parameters}) < len(parameters):
+        return False  # one weight with rows along one dimension and along another
+    return all(_is_plain(parameter, optimizer) for parameter in parameters)
+
+
+def _is_plain(parameter: nn.Parameter, optimizer: optim.Optimizer) -> bool:
+    gradient = parameter.grad
+    if gradient is not None and (gradient.is_sparse or gradient.dtype != parameter.dtype):
+        return False
+    values = optimizer.state.get(parameter, {}).values()
+    shapes = [value.shape for value in values if isinstance(value, Tensor) and value.ndim > 0]
+    return all(shape == parameter.shape for shape in shapes)
+
+
+def step_kept_rows(
+    optimizer: optim.Optimizer, masks: list[tuple[Rows, Tensor]], still: Container[int]
+) -> optim.Optimizer:
+    """Step the kept rows of these parameters; return an optimiser that steps all others.
+
+    An optimiser that is held by `is_element_wise` to step them alone. On a CPU they are stepped a
+    piece at a time, which stays in the cache; an accelerator wants few launches.
+
+    Args:
+        optimizer: whose step it is. What it returns stands in for it, with the same state.
+        masks: each gated parameter once, with its kept rows, bool [n].
+        still: the ids of parameters that do not step.
+    """
+    parts = {id(part.rows.parameter): part for part in _parts_to_step(masks, optimizer)}
+    found = [
+        (group, parts[id(p)])
+        for group in optimizer.param_groups
+        for p in group["params"]
+        if id(p) in parts
+    ]
+    for batch in _batches(found):
+        _step(optimizer, batch)
+    rest = [
+        [p for p in group["params"] if id(p) not in parts and id(p) not in still]
+        for group in optimizer.param_groups
+    ]
+    groups = zip(optimizer.param_groups, rest, strict=True)
+    return _like(optimizer, optimizer.state, [{**group, "params": few} for group, few in groups])
+
+
+def _parts_to_step(masks: list[tuple[Rows, Tensor]], optimizer: optim.Optimizer) -> Iterator[_Part]:
+    """Each parameter with a gradient and masked rows, with the positions of its kept rows."""
+    stepped = [(rows, mask) for rows, mask in masks if rows.parameter.grad is not None]
+    kept = masked_positions({i: ~mask for i, (_, mask) in enumerate(stepped)})
+    for i, (rows, mask) in enumerate(stepped):
+        if len(kept[i]) < len(mask):
+            yield _Part(rows, kept[i], dict(optimizer.state.get(rows.parameter, {})))
+
+
+def _batches(found: list[tuple[_Group, _Part]]) -> Iterator[list[tuple[_Group, _Part]]]:
+    """What is stepped together."""
+    if any(part.index.device.type != "cpu" for _, part in found):
+        yield found
+        return
+    for group, part in found:
+        yield from ([(group, piece)] for piece in part.pieces())
+
+
+def _step(optimizer: optim.Optimizer, batch: list[tuple[_Group, _Part]]) -> None:
+    """Step these rows and write them back, with their state."""
+    state: _State = defaultdict(dict)
+    groups, shown = [], []
+    for group, part in batch:
+        parameter = part.parameter()
+        shown.append(parameter)
+        groups.append({**group, "params": [parameter]})
+        if part.before:
+            state[parameter] = part.state()
+    type(optimizer).step.__wrapped__(_like(optimizer, state, groups))  # type: ignore[attr-defined]
+    for (_, part), parameter in zip(batch, shown, strict=True):
+        if stepped := state.get(parameter):
+            part.put_state(optimizer.state[part.rows.parameter], stepped)
+        part.put(parameter)
+
+
+def _like(optimizer: optim.Optimizer, state: _State, groups: list[_Group]) -> optim.Optimizer:
+    """Return an optimiser with the same settings, but with these parameters and this state."""
+    other = object.__new__(type(optimizer))
+    vars(other).update(vars(optimizer))
+    other.state, other.param_groups = state, groups
+    return other
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some kept rows of one parameter, and its optimiser's state as it was before the step."""
+
+    rows: Rows
+    index: Tensor
+    before: dict[str, Any]
+
+    def pieces(self) -> Iterator[_Part]:
+        """Cut it into parts that fit into a cache."""
+        parameter, dim = self.rows.parameter, self.rows.dim
+        a_row = max(parameter.numel() // max(parameter.shape[dim], 1), 1)
+        for index in torch.split(self.index, max(_CACHED // a_row, 1)):
+            yield replace(self, index=index)
+
+    def parameter(self) -> nn.Parameter:
+        """Return a copy of the rows, as a parameter with a gradient."""
+        whole = self.rows.parameter
+        parameter = nn.Parameter(self._select(whole.detach()), requires_grad=whole.requires_grad)
+        if whole.grad is not None:
+            parameter.grad = self._select(whole.grad)
+        return parameter
+
+    def state(self) -> dict[str, Any]:
+        """Return a copy of their state."""
+        tensors = {key: value for key, value in self.before.items() if isinstance(value, Tensor)}
+        copies = {k: self._select(t) if t.ndim > 0 else t.clone() for k, t in tensors.items()}
+        return {**self.before, **copies}
+
+    def _select(self, tensor: Tensor) -> Tensor:
+        # Where nothing is kept, a row steps for nothing: counters go on and state is made.
+        index = self.index if len(self.index) > 0 else self.index.new_zeros(1)
+        return tensor.index_select(self.rows.dim, index)
+
+    def _write(self, whole: Tensor, stepped: Tensor) -> None:
+        dim = self.rows.dim
+        whole.index_copy_(dim, self.index, stepped.narrow(dim, 0, len(self.index)))
+
+    def put(self, stepped: Tensor) -> None:
+        """Write the rows back."""
+        self._write(self.rows.parameter.detach(), stepped.detach())
+
+    def put_state(self, state: dict[str, Any], stepped: Mapping[str, Any]) -> None:
+        """Write their state back; in masked rows new state is zero, Rprop's step sizes as made."""
+        for key, value in stepped.items():
+            if not isinstance(value, Tensor) or value.ndim == 0:
+                state[key] = value
+                continue
+            if not isinstance(state.get(key), Tensor):
+                whole = self.rows.parameter
+                state[key] = torch.zeros_like(whole, dtype=value.dtype, requires_grad=False)
+                if key == "step_size":
+                    state[key] += value.flatten()[0]
+            self._write(state[key], value)

@@ -1,0 +1,164 @@
+"""Magnitude-based gradient updating (MIGU) as a plugin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from avalanche.training.plugins import SupervisedPlugin
+from torch import Tensor
+
+from avalanche_mgem.arguments import positive_int
+from avalanche_mgem.bridge.boundaries import task_boundary
+from avalanche_mgem.bridge.still import Still
+from avalanche_mgem.model.gate import Freeze, RowGate, Score, Ungated
+from avalanche_mgem.model.targets import Heads, TargetModules
+from avalanche_mgem.restriction.rows import Normalize
+
+
+class MIGUPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
+    """Let only those rows of linear layers move whose outputs are the largest.
+
+    For each gated layer y = xW' + b, n_i is the mean of |y_i| over all tokens of the minibatch; the
+    floor(mask_fraction * out) rows of W with the smallest n_i are held still in that step. Runs on
+    `before_forward` and `after_forward` (n), `before_update` (the mask) and `after_update`. Clip
+    gradients after it. Source: "Unlocking Continual Learning Abilities in Language Models" (arXiv
+    2406.17245, eq. 3-6).
+
+    Steps that accumulate gradients: n is summed over all forward passes since the last
+    `after_update`, so a strategy must trigger `before_update` and `after_update` only where its
+    optimiser steps.
+
+    Args:
+        mask_fraction: T in [0, 1), the fraction of the rows that is held still: 0.7 in the paper
+            for full fine-tuning and LoRA, 0.4 beside replay, 0.05 to 0.1 beside O-LoRA.
+        target_modules: the gated layers. None (default, ours): every Linear, Conv2d, Conv1D
+            (gpt2's) and LoRA layer but output heads and layers whose weight is shared;
+            "all-linear", a regular expression on whole names, or a list of names or their last
+            parts, as peft's; see `avalanche_mgem.model.layers.find_gated_layers`. Of a LoRA layer,
+            A is gated by |xA| and B by the combined output.
+        heads: the output heads, which always train; None: the usual ones, see there.
+        score: "output" (as published), or another score to compare it with: "gradient" (|dL/dW|,
+            the mean over a row), "weight" (|W|) (both as the paper's table 11) or "random".
+        freeze: "gradient" (as published): the gradients of masked rows are zero. That holds them
+            still under plain SGD only: momentum, the moments of Adam and weight decay move them.
+            "update" (ours): masked rows and their part of the optimiser's state are the same to the
+            bit after the step, whatever the optimiser.
+        ungated: what becomes of parameters that are neither rows of a gated layer nor in a head,
+            such as biases, norms and embeddings, where rows are masked: "train" (as published) or
+            "freeze" (ours).
+        normalize: "none" (as the authors' code) or "token": each token's |y| is divided by its L1
+            norm first, as the paper's text may be read.
+        ignore_padding: leave out the tokens that the input's `attention_mask` leaves out (ours).
+        skip_tasks: the first tasks, which train freely; the paper's is 1.
+        skip_steps: the first steps that train freely, where a stream does not tell its tasks.
+        seed: of score="random". None: torch's current initial seed.
+
+    Attributes:
+        mask_fraction: as above.
+        last_mask: which rows the last iteration might move, bool [n] for each gated layer by its
+            name; None where all might.
+        last_scores: n of the last iteration, float32 [n] by layer, also where nothing was masked;
+            None before the first.
+
+    Raises:
+        ValueError: an argument out of range, at construction; a target that matches nothing or a
+            model without a layer to gate, before the first iteration.
+    """
+
+    def __init__(
+        self,
+        mask_fraction: float = 0.7,
+        *,
+        target_modules: TargetModules = None,
+        heads: Heads = None,
+        score: Score = "output",
+        freeze: Freeze = "gradient",
+        ungated: Ungated = "train",
+        normalize: Normalize = "none",
+        ignore_padding: bool = False,
+        skip_tasks: int = 1,
+        skip_steps: int = 0,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self._gate = RowGate(
+            mask_fraction,
+            target_modules=target_modules,
+            heads=heads,
+            score=score,
+            freeze=freeze,
+            ungated=ungated,
+            normalize=normalize,
+            ignore_padding=ignore_padding,
+            seed=seed,
+        )
+        self.skip_tasks = positive_int("skip_tasks", skip_tasks, minimum=0)
+        self.skip_steps = positive_int("skip_steps", skip_steps, minimum=0)
+        self._tasks = 0  # that have begun
+        self._steps = 0
+        self._boundaries_known = True
+
+    @property
+    def mask_fraction(self) -> float:
+        """The fraction of the rows that is held still."""
+        return self._gate.mask_fraction
+
+    @property
+    def last_mask(self) -> dict[str, Tensor] | None:
+        """Which rows the last iteration might move; None where all might."""
+        return self._gate.last_mask
+
+    @property
+    def last_scores(self) -> dict[str, Tensor] | None:
+        """The scores of the last iteration."""
+        return self._gate.last_scores
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Find the layers; count the task that starts."""
+        self._gate.find(strategy.model)
+        boundary = task_boundary(strategy.experience)
+        self._boundaries_known = boundary.known
+        self._tasks += boundary.starts
+
+    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Begin to record the magnitudes."""
+        self._gate.open(strategy.model, strategy.mb_x)
+
+    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """End it."""
+        self._gate.close()
+
+    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+        """Mask the gradients, and hold the rows through the step (freeze="update")."""
+        if self._is_active():
+            self._gate.mask(strategy.model)
+            self._gate.hold(strategy.model, strategy.optimizer)
+        else:
+            self._gate.look(strategy.model)
+
+    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+        """Forget the step."""
+        self._gate.release()
+        self._gate.reset()
+        self._steps += 1
+
+    def held_still(self, strategy: Any, *, of: str) -> Still:
+        """Return what this step holds still, see `avalanche_mgem.bridge.still`.
+
+        With freeze="gradient", masked rows of the optimiser's update are not held.
+        """
+        if not self._is_active():
+            return Still()
+        gate, model = self._gate, strategy.model
+        rows = of == "gradient" or gate.freeze == "update"
+        return Still(
+            parameters=gate.held_parameters(model),
+            rows=list(gate.held_rows(model)) if rows and gate.mask_fraction > 0 else [],
+        )
+
+    def _is_active(self) -> bool:
+        if self._boundaries_known:
+            return self._tasks > self.skip_tasks
+        return self._steps >= self.skip_steps
+
+

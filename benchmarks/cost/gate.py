@@ -1,0 +1,146 @@
+"""What MIGU's gate costs: a training step with it against the plain step, on one thread.
+
+    OMP_NUM_THREADS=1 python benchmarks/cost/gate.py --out DIR
+    OMP_NUM_THREADS=1 python benchmarks/cost/gate.py --model mlp --rounds 100
+
+A step is forward, backward and AdamW's step under Avalanche's Naive: of a BERT as large as
+all-MiniLM-L6-v2 (16 texts of 64 tokens) and of an MLP (784-1000-1000-10, minibatches of 32). All
+variants take turns in one process; prints the median of the paired ratios gate / plain with
+quartiles, and the extra peak memory, of a process of its own, also in units of the bytes of the
+network's parameters.
+
+--out DIR writes gate.csv. All of it takes about 10 minutes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from cost_cases import Target
+from gate_memory import extra_memory
+from gate_setting import MODELS, Training, Variant
+from record import environment
+from rich.console import Console
+from rich.table import Table
+
+from avalanche_mgem.files import write_atomically
+
+FRACTIONS = (0.7, 0.4)
+TARGETS = {"gradient": Target(1.02, 1.01, below=True), "update": Target(1.08, below=True)}
+ITERATIONS = {"mlp": 10, "encoder": 1}  # of each variant's turn
+COLUMNS = (
+    "model",
+    "freeze",
+    "mask_fraction",
+    "ratio",
+    "quartile_1",
+    "quartile_3",
+    "step_ms",
+    "plain_ms",
+    "rounds",
+    "at_most",
+    "verdict",
+    "extra_mib",
+    "extra_parameters",
+)
+
+
+def main(
+    out: Annotated[Path | None, typer.Option(help="Folder of gate.csv.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="mlp, encoder; all unless given.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="In each, every variant has its turn.")] = 60,
+    memory: Annotated[bool, typer.Option(help="Measure the extra peak memory too.")] = True,
+) -> None:
+    if os.environ.get("OMP_NUM_THREADS") != "1":
+        raise typer.BadParameter("set OMP_NUM_THREADS=1 before Python starts: the costs are of one")
+    for name in model or ():
+        if name not in MODELS:
+            raise typer.BadParameter(f"--model {name} is none of {', '.join(MODELS)}")
+    torch.set_num_threads(1)
+    rows = [row for name in model or MODELS for row in measure(name, rounds, memory)]
+    Console(width=None if Console().is_terminal else 160).print(_table(rows))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "gate.csv", _csv(rows))
+
+
+def measure(model: str, rounds: int, memory: bool) -> Iterator[dict[str, Any]]:
+    """Yield a row for each variant with the gate."""
+    gated = [Variant(freeze, fraction) for freeze in TARGETS for fraction in FRACTIONS]
+    seconds = _seconds(model, [Variant(), *gated], rounds)
+    plain = seconds[Variant()]
+    for variant in gated:
+        ratios = seconds[variant] / plain
+        lower, middle, upper = np.percentile(ratios, [25, 50, 75])
+        target = TARGETS[variant.freeze]
+        extra = extra_memory(model, variant) if memory else ("", "")
+        yield {
+            "model": model,
+            "freeze": variant.freeze,
+            "mask_fraction": variant.mask_fraction,
+            "ratio": middle,
+            "quartile_1": lower,
+            "quartile_3": upper,
+            "step_ms": np.median(seconds[variant]) * 1e3,
+            "plain_ms": np.median(plain) * 1e3,
+            "rounds": rounds,
+            "at_most": target.at_least,
+            "verdict": target.verdict(middle),
+            "extra_mib": extra[0],
+            "extra_parameters": extra[1],
+        }
+
+
+def _seconds(model: str, variants: list[Variant], rounds: int) -> dict[Variant, np.ndarray]:
+    """Return the seconds of each variant's step, a round at a time; each begins its share."""
+    trainings = {variant: Training(model, variant, ITERATIONS[model]) for variant in variants}
+    taken: dict[Variant, list[float]] = {variant: [] for variant in variants}
+    for training in trainings.values():  # a warm-up
+        training.seconds()
+    for number in range(rounds):
+        first = number % len(variants)
+        for variant in variants[first:] + variants[:first]:
+            taken[variant].append(trainings[variant].seconds())
+    return {variant: np.array(values) for variant, values in taken.items()}
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    shown = Table()
+    for heading in ("model", "gate", "ratio (quartiles)", "step", "plain", "at most", "", "memory"):
+        shown.add_column(heading)
+    for row in rows:
+        extra = row["extra_mib"], row["extra_parameters"]
+        shown.add_row(
+            row["model"],
+            Variant(row["freeze"], row["mask_fraction"]).name,
+            f"{row['ratio']:.3f} ({row['quartile_1']:.3f}-{row['quartile_3']:.3f})",
+            f"{row['step_ms']:.4g} ms",
+            f"{row['plain_ms']:.4g} ms",
+            str(row["at_most"]),
+            row["verdict"],
+            "" if extra[0] == "" else f"{extra[0]:.0f} MiB, {extra[1]:.2f} of the parameters",
+            style="red" if row["verdict"] == "MISSED" else None,
+        )
+    return shown
+
+
+def _csv(rows: list[dict[str, Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [*COLUMNS, *environment()], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        short = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+        writer.writerow({**short, **environment()})
+    return text.getvalue().encode()
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,48 @@
+"""The measurement of what the gate costs runs, and writes what it has measured."""
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+from typer import Typer
+from typer.testing import CliRunner
+
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "cost"
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """The command; its modules are forgotten again."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = set(sys.modules)
+    import gate
+
+    app = Typer()
+    app.command()(gate.main)
+    yield lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments])
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == FOLDER:
+            del sys.modules[name]
+
+
+def test_every_gate_has_a_row(run, tmp_path):
+    done = run("--model", "mlp", "--rounds", 2, "--no-memory", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    with (tmp_path / "gate.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    gates = [(row["freeze"], row["mask_fraction"]) for row in rows]
+    assert gates == [("gradient", "0.7"), ("gradient", "0.4"), ("update", "0.7"), ("update", "0.4")]
+    for row in rows:
+        assert float(row["quartile_1"]) <= float(row["ratio"]) <= float(row["quartile_3"])
+        assert float(row["step_ms"]) > 0
+        assert row["verdict"] in ("aim", "reached", "MISSED")
+        assert row["machine"]
+    assert "update T=0.4" in done.output
+
+
+@pytest.mark.parametrize(("variable", "model"), [("2", "mlp"), ("1", "mpl")])
+def test_what_cannot_be_measured_is_refused(run, monkeypatch, variable, model):
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    assert run("--model", model).exit_code == 2
