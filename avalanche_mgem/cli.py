@@ -241,6 +241,43 @@ def report(
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+@app.command()
+def theory(
+    n: Annotated[int, typer.Option("--n", help="Training samples of each task.")] = 20,
+    p: Annotated[int, typer.Option("--p", help="Shared parameters.")] = 100,
+    p2: Annotated[int, typer.Option("--p2", help="Parameters of a task's own, > n + 1.")] = 60,
+    shared_norm: Annotated[float, typer.Option(help="Norm of the shared parameters.")] = 0.5,
+    specific_norm: Annotated[float, typer.Option(help="Norm of task 1's own parameters.")] = 3.0,
+    distance: Annotated[float, typer.Option(help="Between the tasks' own parameters.")] = 1.0,
+    noise: Annotated[float, typer.Option(help="Its standard deviation.")] = 0.1,
+    cosine: Annotated[
+        float, typer.Option(help="Of the angle between task 1's own parameters and the change.")
+    ] = 0.0,
+    runs: Annotated[int, typer.Option(help="Models trained for each simulated point.")] = 400,
+    seed: Annotated[int, typer.Option(help="Of the simulation.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("mgem-theory"),
+) -> None:
+    """Draw what two linear tasks forget as more or less is trained: closed form and simulation."""
+    with _errors_told():
+        from avalanche_mgem.experiment.theory_figures import draw_theory
+
+        files = draw_theory(
+            out,
+            n=n,
+            p=p,
+            p2=p2,
+            shared_norm=shared_norm,
+            specific_norm=specific_norm,
+            distance=distance,
+            noise=noise,
+            cosine=cosine,
+            runs=runs,
+            seed=seed,
+        )
+        for file in files:
+            typer.echo(file)
+
+
 def _widths(hidden: str | None) -> list[int] | None:
     if hidden is None:
         return None
