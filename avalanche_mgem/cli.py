@@ -34,8 +34,9 @@ def compare(
     stream: Annotated[
         str,
         typer.Option(
-            help="KIND-DATA: permuted, rotated or split; digits, mnist, fashion-mnist, cifar10, "
-            "cifar100 or a FILE.npz. Or domains-digit-five, domains:A.npz,B.npz. Or text."
+            help="KIND-DATA: permuted, rotated, split or correlated; digits, mnist, fashion-mnist, "
+            "cifar10, cifar100, a FILE.npz or a FOLDER/ of images. With +noise:3, +blur, +contrast "
+            "the images are spoilt. Or domains-digit-five, domains:A.npz,B.npz. Or text."
         ),
     ] = "permuted-digits",
     methods: Annotated[
@@ -72,6 +73,13 @@ def compare(
     ] = None,
     image_size: Annotated[
         int | None, typer.Option(help="Height and width to resize images to.")
+    ] = None,
+    classes_per_experience: Annotated[
+        int | None, typer.Option(help="Of correlated streams; default: the most that fit.")
+    ] = None,
+    shared_classes: Annotated[
+        float | None,
+        typer.Option(help="Of correlated streams: share of the classes, 0 to 1; default: 0.5."),
     ] = None,
     order: Annotated[
         str | None, typer.Option(help="Of text: 1 to 6, MIGU's orders of tasks; default: 1.")
@@ -166,6 +174,8 @@ def compare(
             class_order=class_order,
             domains=domains,
             image_size=image_size,
+            classes_per_experience=classes_per_experience,
+            shared_classes=shared_classes,
             order=order,
             tasks=_names(tasks),
             max_length=max_length,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from avalanche.training.supervised import Naive
 from experiment.text_runs import write_all
+from PIL import Image
 from typer.testing import CliRunner
 
 import avalanche_mgem
@@ -44,6 +45,33 @@ def test_compare_shows_a_table_and_continues(command, tmp_path):
         table = list(csv.DictReader(file))
     assert [row["configuration.settings.memory_groups"] for row in table] == ["", "", "2", "2"]
     assert {row["configuration.training.memory"] for row in table} == {"10"}
+
+
+def test_tasks_that_share_classes_on_spoilt_images(command):
+    result = command(
+        *["compare", "--stream", "correlated-digits+noise:2,none", "--methods", "naive"],
+        *["--experiences", 3, "--classes-per-experience", 4, "--shared-classes", 0.5],
+        *["--train-per-experience", 20, "--test-per-experience", 20, "--heads", "multi"],
+        *["--seeds", 1, "--jobs", 1],
+    )
+    assert result.exit_code == 0, result.output
+    assert "correlated-digits+noise:2,none" in result.stdout
+
+
+def test_a_folder_of_images_and_what_it_holds(command, tmp_path):
+    for part in PARTS:
+        for label in range(4):
+            folder = tmp_path / "birds" / part / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (5, 4), (60 * label, 20 * i, 0)).save(folder / f"{i}.png")
+    options = ["compare", "--stream", "split:birds/", "--methods", "naive", "--experiences", 2]
+    options += ["--image-size", 4, "--data-root", tmp_path, "--seeds", 1, "--jobs", 1]
+    first = command(*options)
+    assert first.exit_code == 0, first.output
+    assert "runs are finished already" in command(*options).stdout
+    Image.new("RGB", (5, 4), (9, 9, 9)).save(tmp_path / "birds/train/class0/another.png")
+    assert "runs are finished already" not in command(*options).stdout  # it is another stream now
 
 
 def test_a_file_of_the_users_own(command, tmp_path):

@@ -19,7 +19,7 @@ from avalanche_mgem.experiment.method import Method
 from avalanche_mgem.experiment.models import MLPFactory, ModelFactory
 from avalanche_mgem.experiment.text_models import TextModelFactory
 from avalanche_mgem.experiment.text_stream import TextStream
-from avalanche_mgem.streams import make_stream, stream_files
+from avalanche_mgem.streams import folder_digest, make_stream, stream_files, stream_folder
 
 _PACKAGES = ("avalanche-mgem", "avalanche-lib", "torch", "torchvision", "quadprog", "numpy")
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -102,6 +102,8 @@ class NamedStream:
         described = {"type": "NamedStream", "name": self.name, "arguments": arguments}
         which = {k: self.arguments.get(k) for k in ("data_root", "domains", "tasks")}
         digests = [file_digest(path) for path in stream_files(self.name, **which)]
+        if folder := stream_folder(self.name, data_root=which["data_root"]):
+            digests.append(folder_digest(folder))
         if not digests:
             return described
         return {**described, "sha256": digests[0] if len(digests) == 1 else digests}

@@ -16,7 +16,11 @@ from avalanche_mgem.streams import parse_stream_name
 
 TEXT = "text"
 _TEXT_ONLY = ("order", "tasks", "max_length", "form", "shared_labels")
-_NOT_TEXT = ("experiences", "class_order", "domains", "image_size", "hidden")
+_NOT_TEXT = (
+    *("experiences", "class_order", "domains", "image_size", "hidden"),
+    *("classes_per_experience", "shared_classes"),
+)
+_BY_CLASS = ("split", "correlated")  # kinds of streams that deal out the classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,8 @@ class Options:
     class_order: str | None = None
     domains: str | None = None
     image_size: int | None = None
+    classes_per_experience: int | None = None
+    shared_classes: float | None = None
     order: str | None = None
     tasks: list[str] | None = None
     max_length: int | None = None
@@ -94,6 +100,8 @@ class Options:
             "class_order": self.class_order,
             "domains": self.domains,
             "image_size": self.image_size,
+            "classes_per_experience": self.classes_per_experience,
+            "shared_classes": self.shared_classes,
             "task_labels": self._task_labels() or None,
         }
         arguments = {
@@ -114,19 +122,19 @@ class Options:
         if kind == "domains":
             length = {} if experiences is None else {"n_experiences": experiences}
             return {**length, "train_per_experience": train_per_experience}
-        if train_per_experience is None and source == "digits" and kind != "split":
+        if train_per_experience is None and source == "digits" and kind not in _BY_CLASS:
             train_per_experience = 750
         if experiences is None:
-            experiences = 5 if kind == "split" else 10
+            experiences = 5 if kind in _BY_CLASS else 10
         return {"n_experiences": experiences, "train_per_experience": train_per_experience}
 
     def _task_labels(self) -> bool:
         """Whether experiences have task labels; refuses what would train to no purpose."""
         model, heads = self.model or "mlp", self.heads or "single"
-        split = self.stream.startswith("split")
+        split = self.stream.startswith(_BY_CLASS)
         if self.task_labels and heads != "multi" and ":" not in model and split:
             raise ValueError(
-                f"task_labels: with heads={heads!r} all tasks of a split stream would share one "
+                f"task_labels: with heads={heads!r} all tasks of such a stream would share one "
                 "head's outputs, because each numbers its classes from 0; use --heads multi"
             )
         return self.task_labels or heads == "multi"

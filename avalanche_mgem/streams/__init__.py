@@ -2,35 +2,46 @@
 
 `make_stream("permuted-digits", n_experiences=10)` is the short way. The long one is a data set from
 `load_data` (scikit-learn's digits, torchvision's sets, or any .npz), or an `ArrayData` of your own,
-given to `permuted_stream`, `rotated_stream` or `split_stream`, or several to `domains_stream`.
+given to `permuted_stream`, `rotated_stream`, `split_stream` or `correlated_stream`, or several to
+`domains_stream`. `load_image_folder` reads folders of images, and `corrupted` spoils a stream's.
 `text_stream` makes one of text classification tasks; more about text is in `streams.text`.
 """
 
 from avalanche_mgem.streams.arrays import NAMED_SOURCES, ArrayData, load_data
+from avalanche_mgem.streams.correlated import correlated_stream
+from avalanche_mgem.streams.corruptions import CORRUPTIONS, corrupted
 from avalanche_mgem.streams.domains import DOMAIN_SETS, domains_stream, load_domains
+from avalanche_mgem.streams.image_folders import folder_digest, load_image_folder
 from avalanche_mgem.streams.naming import (
     STREAM_KINDS,
     make_stream,
     parse_stream_name,
     stream_files,
+    stream_folder,
 )
 from avalanche_mgem.streams.text import TextTask, text_stream
 from avalanche_mgem.streams.vision import permuted_stream, rotated_stream, split_stream
 
 __all__ = [
+    "CORRUPTIONS",
     "DOMAIN_SETS",
     "NAMED_SOURCES",
     "STREAM_KINDS",
     "ArrayData",
     "TextTask",
+    "correlated_stream",
+    "corrupted",
     "domains_stream",
+    "folder_digest",
     "load_data",
     "load_domains",
+    "load_image_folder",
     "make_stream",
     "parse_stream_name",
     "permuted_stream",
     "rotated_stream",
     "split_stream",
     "stream_files",
+    "stream_folder",
     "text_stream",
 ]
