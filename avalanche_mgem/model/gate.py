@@ -49,9 +49,9 @@ class RowGate:
         gate.release()
         gate.reset()                      # the next forward pass begins another step
 
-    Several forward passes before one step, as when gradients are accumulated, add up. It keeps the
-    names of layers, not the layers, and has no hook anywhere but between the calls that open and
-    close; a copy or a pickle has none either.
+    Several forward passes before one step, as when gradients are accumulated, add up. Beyond a step
+    it keeps the names of layers, not the layers, and it has no hook anywhere but between the calls
+    that open and close; a copy or a pickle has neither.
 
     Args: as those of `avalanche_mgem.MIGUPlugin`.
 
@@ -96,10 +96,11 @@ class RowGate:
         self._kept: dict[str, Tensor] | None = None
         self._over = False  # whether the step is, so that its scores are to be forgotten
         self._hold: StepHold | None = None
+        self._resolved: list[GatedLayer] | None = None  # the layers of these names, for a step
         self._draws = 0
 
     def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_hold": None}
+        return {**vars(self), "_hold": None, "_resolved": None}
 
     def find(self, model: nn.Module) -> None:
         """Find the gated layers of `model`; see `find_gated_layers` for what it raises."""
@@ -110,6 +111,7 @@ class RowGate:
         self._encoder_decoder = is_encoder_decoder(model)
         self.last_scores = self.last_mask = self._kept = None
         self._recorder.reset()
+        self._resolved = None
 
     def open(self, model: nn.Module, batch: object = None) -> None:
         """Record the layers' outputs until `close`, or until the forward pass fails.
@@ -120,7 +122,7 @@ class RowGate:
         self._kept = None
         if self._over:
             self._recorder.reset()
-            self._over = False
+            self._over, self._resolved = False, None
         if self.score == "output":
             masks = None
             if self.ignore_padding and isinstance(batch, Mapping):
@@ -150,7 +152,7 @@ class RowGate:
 
     def look(self, model: nn.Module) -> None:
         """Take the scores of this step, without choosing by them: all rows may move."""
-        self.last_scores, self.last_mask = self._scores(self._layers(model)), None
+        self.last_scores, self.last_mask = self._scores(model), None
 
     def mask(self, model: nn.Module) -> None:
         """Make the gradients zero of the rows that may not move; None stays None."""
@@ -176,7 +178,7 @@ class RowGate:
 
     def reset(self) -> None:
         """End the step: the next forward pass begins another, without the scores of this one."""
-        self._over = True
+        self._over, self._resolved = True, None
 
     def held_rows(self, model: nn.Module) -> Iterator[tuple[str, int, Tensor]]:
         """Yield what may not move in this step: a parameter's name, its rows' dimension, bool [n].
@@ -194,11 +196,14 @@ class RowGate:
         return [] if self.ungated == "train" else [name for name, _ in self._ungated(model)]
 
     def _layers(self, model: nn.Module) -> list[GatedLayer]:
-        return resolve_gated_layers(model, self.names)
+        if self._resolved is None:
+            self._resolved = resolve_gated_layers(model, self.names)
+        return self._resolved
 
-    def _scores(self, layers: list[GatedLayer]) -> dict[str, Tensor]:
+    def _scores(self, model: nn.Module) -> dict[str, Tensor]:
         if self.score == "output":
             return self._recorder.scores()
+        layers = self._layers(model)
         if self.score == "weight":
             return weight_scores(layers)
         if self.score == "gradient":

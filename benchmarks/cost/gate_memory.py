@@ -42,7 +42,7 @@ def _peak(model: str, variant: Variant) -> tuple[int, int]:
 
 def _train(model: str, variant: Variant) -> tuple[int, int]:
     training = Training(model, variant, _ITERATIONS)
-    training.seconds()  # a warm-up, which makes the optimiser's state
+    training.seconds()  # the first task, which makes the optimiser's state
     gc.collect()
     reset_peak()
     training.seconds()
