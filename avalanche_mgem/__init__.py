@@ -10,19 +10,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from avalanche_mgem.plugins import MGEMPlugin, MIGUPlugin
-    from avalanche_mgem.strategies import MGEM, MIGU
+    from avalanche_mgem.plugins import HybridMagnitudePlugin, MGEMPlugin, MIGUPlugin
+    from avalanche_mgem.strategies import MGEM, MIGU, HybridMagnitude
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "HybridMagnitudePlugin": "avalanche_mgem.plugins",
     "MGEMPlugin": "avalanche_mgem.plugins",
     "MIGUPlugin": "avalanche_mgem.plugins",
+    "HybridMagnitude": "avalanche_mgem.strategies",
     "MGEM": "avalanche_mgem.strategies",
     "MIGU": "avalanche_mgem.strategies",
 }
 
-__all__ = ["MGEM", "MIGU", "MGEMPlugin", "MIGUPlugin", "__version__"]
+__all__ = [
+    "MGEM",
+    "MIGU",
+    "HybridMagnitude",
+    "HybridMagnitudePlugin",
+    "MGEMPlugin",
+    "MIGUPlugin",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -11,7 +11,7 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 from torch.optim import Optimizer
 
-from avalanche_mgem.plugins import MGEMPlugin, MIGUPlugin
+from avalanche_mgem.plugins import HybridMagnitudePlugin, MGEMPlugin, MIGUPlugin
 
 
 def option_names(function: Any) -> set[str]:
@@ -86,3 +86,16 @@ class MIGU(_PluginStrategy):
     """
 
     PLUGIN = MIGUPlugin
+
+
+class HybridMagnitude(_PluginStrategy):
+    """The hybrid magnitude strategy; see HybridMagnitudePlugin for its arguments and its source.
+
+    All arguments are keyword arguments, as those of `MGEM`.
+
+    Raises:
+        TypeError: an unknown argument.
+        ValueError: what HybridMagnitudePlugin raises.
+    """
+
+    PLUGIN = HybridMagnitudePlugin

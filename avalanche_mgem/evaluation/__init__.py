@@ -2,6 +2,7 @@
 
 from avalanche_mgem.evaluation.accuracy import AccuracyMatrix, accuracy_matrix_metrics
 from avalanche_mgem.evaluation.csv_logger import ScalarCSVLogger
+from avalanche_mgem.evaluation.decisions import DecisionMetric, ShowsDecision, decision_metrics
 from avalanche_mgem.evaluation.distance import DistanceMetric, distance_metrics
 from avalanche_mgem.evaluation.gating import GatingMetric, ShowsMask, gating_metrics
 from avalanche_mgem.evaluation.matrix import (
@@ -15,14 +16,17 @@ from avalanche_mgem.evaluation.restriction import RestrictionMetric, restriction
 
 __all__ = [
     "AccuracyMatrix",
+    "DecisionMetric",
     "DistanceMetric",
     "GatingMetric",
     "RestrictionMetric",
     "ScalarCSVLogger",
+    "ShowsDecision",
     "ShowsMask",
     "accuracy_matrix_metrics",
     "average_accuracy",
     "backward_transfer",
+    "decision_metrics",
     "distance_metrics",
     "forgetting",
     "forward_transfer",

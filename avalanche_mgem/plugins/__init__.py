@@ -1,6 +1,7 @@
 """The plugins: add one to any Avalanche strategy."""
 
+from avalanche_mgem.plugins.hybrid import HybridMagnitudePlugin
 from avalanche_mgem.plugins.mgem import MGEMPlugin
 from avalanche_mgem.plugins.migu import MIGUPlugin
 
-__all__ = ["MGEMPlugin", "MIGUPlugin"]
+__all__ = ["HybridMagnitudePlugin", "MGEMPlugin", "MIGUPlugin"]

@@ -1,0 +1,292 @@
+"""The hybrid magnitude strategy: how much of the network moves on a new task, as a plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from avalanche.training.plugins import SupervisedPlugin
+from torch import Tensor, nn
+
+from avalanche_mgem.arguments import finite, one_of, positive_int
+from avalanche_mgem.bridge.boundaries import Boundary, task_boundary
+from avalanche_mgem.bridge.probes import GradientProbe
+from avalanche_mgem.model.blocks import Blocks, Modules, check_modules, find_blocks
+from avalanche_mgem.model.freezing import Freezer
+from avalanche_mgem.model.targets import Heads
+from avalanche_mgem.restriction.similarity import (
+    Decision,
+    Metric,
+    Schedule,
+    check_metric,
+    n_trained,
+    similarities,
+    trained_by_module,
+)
+
+Mode = Literal["adaptive", "frozen", "initialized"]
+Granularity = Literal["model", "module"]
+Reference = Literal["end", "start"]
+
+
+class HybridMagnitudePlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
+    """Train few modules on a task that is like the last one, and more on one that is not.
+
+    At the start of each task after the first, s = metric(g_t, g_{t-1}), g being the gradient of the
+    training loss of a task; where s is below the threshold the tasks are unrelated, and more
+    modules train. What does not train is frozen for the task: its parameters, their part of the
+    optimiser's state and its running statistics stay the same to the bit. The first task trains
+    everything, and output heads train always; where two gradients have no parameter in common, as
+    those of adapters that each task has anew, everything trains too. Source: "Exploring the Impact
+    of Parameter Update Magnitude" (arXiv 2602.20796, algorithm 1), which leaves open the threshold,
+    how many modules train on either side and which, how and when the gradients are taken, and
+    heads: every default for these is ours.
+
+    Runs on `before_training_epoch` (the decision, before an experience's first epoch, when all
+    plugins have prepared the model; from then on parameters are frozen), `before_forward` (frozen
+    batch norm in evaluation mode), the last `after_training_epoch` (everything is thawed) and
+    `after_training_exp` (g_{t-1}). Any order with other plugins will do. An exception in training
+    leaves parameters frozen until the next training starts, or until `thaw`.
+
+    Args:
+        mode: "adaptive", as above. "frozen": `low` modules train on every task after the first.
+            "initialized": all do, as without the plugin. The last two measure no gradient.
+        threshold: of s; the cosines of successive tasks are often close to 0, see `last_decision`.
+        low: how many modules train on a task that is like the last one, the nearest to the output;
+            0: the heads alone.
+        high: how many train on one that is not; None: all.
+        schedule: "hard" (as published) or "graded" (ours): round(high + (low - high)(s + 1)/2)
+            modules train, and the threshold plays no part.
+        granularity: "model" (as published): s is over all modules. "module" (ours): each has its
+            own s and trains where that is below the threshold; of more than `high` those nearest to
+            the output do, and to fewer than `low` the nearest others are added.
+        modules: what is frozen or trained as a whole, in order from the output side. None: blocks
+            of a residual network, layers of a Transformer, else layers. A list of names or
+            patterns, the one nearest to the output first; {name: [patterns]}; or a callable(model)
+            -> {name: [parameter names]}; see `avalanche_mgem.model.blocks.find_blocks`.
+        heads: the output heads, names or patterns; None: the usual ones, see
+            `avalanche_mgem.model.layers.find_gated_layers`.
+        metric: "cosine" (as published), "sign" (ours: the share of positions of one sign minus that
+            of opposite signs) or a callable of two vectors [P] that returns a number.
+        reference: g_{t-1} is the gradient on the previous task's data at the "end" of that task, or
+            at its "start".
+        probe_batches: g is the mean over so many minibatches of train_mb_size, or as many as the
+            data have, with the model as it is before training. They leave no trace in the run.
+        decide_every: iterations between two decisions, where a stream has no task boundaries: g_t
+            is then taken on the data of the current sub-experience, and g_{t-1} is that of the last
+            decision. Not used elsewhere.
+        seed: of the probes. None: torch's current initial seed. The global random states are never
+            drawn from.
+
+    Attributes:
+        last_decision: what trains, and why; None before training.
+
+    The memory it takes between two tasks is that of one gradient, which is part of a checkpoint.
+
+    Raises:
+        ValueError: an argument out of range, at construction; modules, heads or numbers that do not
+            fit the model, a model without a trainable parameter outside its heads, a stream without
+            boundaries and no `decide_every`, before the first iteration.
+        FloatingPointError: a gradient that is not finite.
+    """
+
+    def __init__(
+        self,
+        mode: Mode = "adaptive",
+        *,
+        threshold: float = 0.0,
+        low: int = 1,
+        high: int | None = None,
+        schedule: Schedule = "hard",
+        granularity: Granularity = "model",
+        modules: Modules = None,
+        heads: Heads = None,
+        metric: Metric = "cosine",
+        reference: Reference = "end",
+        probe_batches: int = 8,
+        decide_every: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.mode = one_of("mode", mode, ("adaptive", "frozen", "initialized"))
+        self.threshold = finite("threshold", threshold)
+        self.low = positive_int("low", low, minimum=0)
+        self.high = None if high is None else positive_int("high", high)
+        if self.high is not None and self.high < self.low:
+            raise ValueError(f"high must be >= low, got low={low} and high={high}")
+        self.schedule = cast(Schedule, one_of("schedule", schedule, ("hard", "graded")))
+        self.granularity = one_of("granularity", granularity, ("model", "module"))
+        if schedule == "graded" and granularity == "module":
+            raise ValueError(
+                "schedule='graded' needs granularity='model': module by module, each trains or not"
+            )
+        check_modules(modules)
+        self.modules = modules
+        self.heads = _own_heads(heads)
+        check_metric(metric)
+        self.metric: Metric = metric
+        self.reference = one_of("reference", reference, ("end", "start"))
+        self.decide_every = (
+            None if decide_every is None else positive_int("decide_every", decide_every)
+        )
+        if seed is not None:
+            positive_int("seed", seed, minimum=0)
+        sequence = np.random.SeedSequence(torch.initial_seed() if seed is None else seed)
+        self._probe = GradientProbe(probe_batches, int(sequence.generate_state(1)[0]))
+        self.last_decision: Decision | None = None
+        self._freezer = Freezer()
+        self._boundary = Boundary(known=True, starts=True, ends=True)
+        self._is_new = False  # whether the experience has not begun to train
+        self._earlier: dict[str, Tensor] = {}  # g_{t-1}
+        self._open: Any = None  # data of a task of which is not known whether it has ended
+        self._iterations = 0  # since the last decision
+
+    def thaw(self, model: nn.Module) -> None:
+        """Put back what an experience has frozen, as its end does."""
+        self._freezer.thaw(model)
+
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Thaw what an interrupted training left frozen."""
+        self.thaw(strategy.model)
+
+    def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Measure g_{t-1} where a task turns out to have ended, before heads grow."""
+        if self._open is not None and task_boundary(strategy.experience).starts:
+            self._measure_end(strategy, self._open)
+            self._open = None
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Check that the arguments fit the model and the stream."""
+        self._is_new = True
+        self._boundary = task_boundary(strategy.experience)
+        if not self._boundary.known and self.decide_every is None and self.mode != "initialized":
+            raise ValueError(
+                "decide_every must be a number of iterations for a stream without task boundaries, "
+                "got None"
+            )
+        if self._boundary.starts or self.last_decision is None:
+            self._blocks(strategy.model)
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Decide where a task starts, and freeze what does not train."""
+        is_new, self._is_new = self._is_new, False
+        starts = self._boundary.known and self._boundary.starts and is_new
+        if starts or self.last_decision is None or self._is_due():
+            self._decide(strategy)
+        elif is_new:
+            self._freeze(strategy.model)
+
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """See to it that what is frozen stays so."""
+        self._freezer.keep(strategy.model)
+
+    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """See to it that what is frozen stays so, whoever called model.train() since."""
+        self._freezer.keep(strategy.model)
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Decide in the midst of an epoch, where a stream has no task boundaries."""
+        self._iterations += 1
+        # Here and not before an iteration, so that all plugins see the same parameters in one.
+        if self._is_due() and _epoch_goes_on(strategy):
+            self._decide(strategy)
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Thaw after the last epoch, so that whatever ends a task finds the whole model."""
+        if strategy.clock.train_exp_epochs + 1 >= strategy.train_epochs:
+            self._end(strategy.model)
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Measure g_{t-1} at the end of a task (reference="end")."""
+        self._end(strategy.model)
+        boundary = self._boundary
+        if self.mode != "adaptive" or self.reference == "start" or not boundary.known:
+            return
+        if boundary.ends:
+            self._measure_end(strategy, strategy.experience.dataset)
+        self._open = None if boundary.ends else strategy.experience.dataset
+
+    def _end(self, model: nn.Module) -> None:
+        self._freezer.keep(model)
+        self.thaw(model)
+
+    def _is_due(self) -> bool:
+        every = self.decide_every
+        return not self._boundary.known and every is not None and self._iterations >= every
+
+    def _decide(self, strategy: Any) -> None:
+        self.thaw(strategy.model)
+        blocks = self._blocks(strategy.model)
+        at_start = self.reference == "start" or not self._boundary.known
+        gradient: dict[str, Tensor] = {}
+        if self.mode == "adaptive" and (at_start or self._earlier):
+            gradient = self._gradient(strategy, strategy.experience.dataset, blocks)
+        self.last_decision = self._decision(blocks, gradient)
+        self._earlier = gradient if at_start else {}
+        self._iterations = 0
+        self._freeze(strategy.model)
+
+    def _decision(self, blocks: Blocks, gradient: dict[str, Tensor]) -> Decision:
+        names = blocks.names
+        if self.last_decision is None or self.mode == "initialized":
+            return Decision(None, {}, names, names)
+        if self.mode == "frozen":
+            return Decision(None, {}, names[: self.low], names)
+        overall, each = similarities(gradient, self._earlier, blocks.parameters, self.metric)
+        high = len(names) if self.high is None else self.high
+        if overall is None:
+            trained = names
+        elif self.granularity == "module":
+            trained = trained_by_module(names, each, self.low, high, self.threshold)
+        else:
+            trained = names[: n_trained(overall, self.low, high, self.threshold, self.schedule)]
+        return Decision(overall, each, trained, names)
+
+    def _freeze(self, model: nn.Module) -> None:
+        """Freeze what the last decision left out; a module that came since trains."""
+        decision = self.last_decision
+        assert decision is not None
+        frozen = set(decision.modules).difference(decision.trained)
+        if not frozen:
+            return
+        blocks = self._blocks(model)
+        for name in blocks.names:
+            if name in frozen:
+                self._freezer.freeze(model, blocks.parameters[name], blocks.statistics[name])
+
+    def _blocks(self, model: nn.Module) -> Blocks:
+        blocks = find_blocks(model, self.modules, heads=self.heads)
+        if self.mode == "initialized":
+            return blocks
+        for argument, value in (("low", self.low), ("high", self.high)):
+            if value is not None and value > len(blocks.names):
+                raise ValueError(
+                    f"{argument}={value} is more than the model has modules, which are "
+                    f"{len(blocks.names)}: {', '.join(blocks.names)}"
+                )
+        if self.low == 0 and not blocks.heads:
+            raise ValueError("low=0 trains the output heads alone, and the model has none to train")
+        return blocks
+
+    def _measure_end(self, strategy: Any, dataset: Any) -> None:
+        self._earlier = self._gradient(strategy, dataset, self._blocks(strategy.model))
+
+    def _gradient(self, strategy: Any, dataset: Any, blocks: Blocks) -> dict[str, Tensor]:
+        names = [name for module in blocks.parameters.values() for name in module]
+        return self._probe.gradient(strategy, dataset, names)
+
+
+def _epoch_goes_on(strategy: Any) -> bool:
+    """Whether a minibatch follows; if not, the next epoch's start can decide."""
+    return bool(strategy.clock.train_epoch_iterations + 1 < len(strategy.dataloader))
+
+
+def _own_heads(heads: Heads) -> Heads:
+    """Return names that no caller can change any more."""
+    if heads is None or isinstance(heads, str):
+        return heads
+    if not isinstance(heads, Collection) or not all(isinstance(name, str) for name in heads):
+        raise ValueError(f"heads must be None, a string or a list of names, got {heads!r}")
+    return tuple(heads)
