@@ -160,5 +160,3 @@ class MIGUPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         if self._boundaries_known:
             return self._tasks > self.skip_tasks
         return self._steps >= self.skip_steps
-
-
