@@ -23,7 +23,10 @@ from avalanche_mgem.experiment.text_checks import (
 )
 from avalanche_mgem.huggingface.lora import LoRAPlugin
 from avalanche_mgem.model.randomness import preserved_random_state
-from avalanche_mgem.plugins import MGEMPlugin, MIGUPlugin
+from avalanche_mgem.plugins import HybridMagnitudePlugin, MGEMPlugin, MIGUPlugin
+
+# Plugins that name parts of the model.
+_NAMING_PARTS = LoRAPlugin | MGEMPlugin | MIGUPlugin | HybridMagnitudePlugin
 
 # What constructors raise for settings that they do not take.
 _REFUSALS = (ValueError, TypeError, AssertionError, AttributeError, LookupError)
@@ -107,7 +110,7 @@ def _check_layers(method: Method, strategy: Any, experience: Any) -> None:
     plugins = getattr(strategy, "plugins", ())
     for event in ("before_train_dataset_adaptation", "before_training_exp"):
         for index, plugin in enumerate(plugins):
-            if isinstance(plugin, LoRAPlugin | MGEMPlugin | MIGUPlugin):
+            if isinstance(plugin, _NAMING_PARTS):
                 with _part_named(method, index):
                     getattr(plugin, event)(strategy)
 

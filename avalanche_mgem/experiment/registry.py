@@ -24,7 +24,7 @@ from avalanche_mgem.experiment.combination import Combination, Part
 from avalanche_mgem.experiment.combining import JOINT, combined
 from avalanche_mgem.experiment.method import Memory, Method
 from avalanche_mgem.huggingface.lora import IncLoRAPlugin, LoRAPlugin, OLoRAPlugin
-from avalanche_mgem.strategies import MGEM, MIGU
+from avalanche_mgem.strategies import MGEM, MIGU, HybridMagnitude
 
 
 def _mgem(name: str, description: str, **settings: Any) -> Method:
@@ -35,6 +35,10 @@ def _mgem(name: str, description: str, **settings: Any) -> Method:
 def _migu(name: str, description: str, **settings: Any) -> Method:
     published = {"mask_fraction": 0.7, "freeze": "gradient"}
     return Method(name, MIGU, {**published, **settings}, description)
+
+
+def _hybrid(name: str, mode: str, description: str, **settings: Any) -> Method:
+    return Method(name, HybridMagnitude, {"mode": mode, **settings}, description)
 
 
 def _lora(name: str, plugin: Any, description: str, **settings: Any) -> Method:
@@ -114,6 +118,15 @@ _ALL = (
         "the same, the other rows truly still",
         score="gradient",
         freeze="update",
+    ),
+    _hybrid("initialized", "initialized", "all modules go on training (naive, by the plugin)"),
+    _hybrid("frozen", "frozen", "after the first task the last module and the head train", low=1),
+    _hybrid(
+        "hybrid",
+        "adaptive",
+        "the last module trains if a task's gradient points where the last one's did, else all",
+        low=1,
+        threshold=0.0,
     ),
     _lora("lora", LoRAPlugin, "one low-rank adapter for all tasks"),
     _lora("inclora", IncLoRAPlugin, "a new low-rank adapter a task"),

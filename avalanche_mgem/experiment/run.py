@@ -21,6 +21,7 @@ from torch import nn
 
 from avalanche_mgem.evaluation import (
     AccuracyMatrix,
+    DecisionMetric,
     DistanceMetric,
     GatingMetric,
     RestrictionMetric,
@@ -161,7 +162,9 @@ def _run(specification: RunSpecification, loggers: list[Any], progress: Progress
     whole = specification.method.whole_stream
     accuracy = WholeStreamAccuracy() if whole else AccuracyMatrix()
     restriction = RestrictionMetric(modules=True, histograms=True)
-    others = GatingMetric(), DistanceMetric(from_start=False), OrthogonalityMetric()
+    gating, distance = GatingMetric(), DistanceMetric(from_start=False)
+    orthogonality, decisions = OrthogonalityMetric(), DecisionMetric()
+    others = gating, distance, orthogonality, decisions
     evaluator = EvaluationPlugin(accuracy, restriction, *others, loggers=loggers)
     strategy = build_strategy(specification, scenario, evaluator)
     seconds = _train(strategy, scenario, progress, whole)
@@ -178,20 +181,19 @@ def _run(specification: RunSpecification, loggers: list[Any], progress: Progress
         timings=timings,
         configuration=specification.description(len(scenario.train_stream)),
         versions=specification.versions,
-        metrics=_means(*others),
+        metrics=_means(orthogonality, gating, distance, decisions),
     )
 
 
-def _means(
-    gating: GatingMetric, distance: DistanceMetric, orthogonality: OrthogonalityMetric
-) -> dict[str, float]:
+def _means(orthogonality: OrthogonalityMetric, *others: Any) -> dict[str, float]:
     """What the metrics say of the run; of O-LoRA's penalty, what they say of the last experience.
 
     JSON has no numbers for the weights of a run that diverged.
     """
     penalty = orthogonality.result()
-    last = {} if penalty is None else {"Orthogonality_Penalty": penalty}
-    means = {**gating.result(), **distance.result(), **last}
+    means = {} if penalty is None else {"Orthogonality_Penalty": penalty}
+    for metric in others:
+        means |= metric.result()
     return {name: value for name, value in means.items() if math.isfinite(value)}
 
 
