@@ -32,7 +32,8 @@ def means(rows: list[dict[str, str]]) -> dict[tuple[Stream, str, str], float]:
     """Mean of each score over the seeds, by (stream, method, score)."""
     values: dict[tuple[Stream, str, str], list[float]] = defaultdict(list)
     for row in rows:
-        stream = row["stream"], row["configuration.stream.arguments.n_experiences"]
+        # The name of a stream of texts says which tasks, and so how many.
+        stream = row["stream"], row.get("configuration.stream.arguments.n_experiences", "")
         for score in ("acc", "bwt", "la"):
             if row[score]:  # joint training has no BWT
                 values[stream, row["method"], score].append(float(row[score]))

@@ -1,4 +1,4 @@
-"""Every method of the registry on three kinds of stream, at a size that two cores bear.
+"""Every method for images of the registry on three kinds of stream, at a size that two cores bear.
 
     python benchmarks/workbench.py permuted-digits --out DIR
     python benchmarks/workbench.py split-mnist --data-root DIR --out DIR
@@ -8,7 +8,8 @@ permuted-digits (domain-incremental): the default comparison with all methods. s
 (class-incremental, one head): 5 experiences of 2 classes, 1,000 training and 1,000 test examples
 each. split-cifar100 (task-incremental, a head a task): 10 tasks of 10 classes, 500 training and 500
 test examples each, a CNN of 16, 32 and 64 channels. 3 seeds; CIFAR-100 comes through torchvision or
-as cifar100.npz in the data root.
+as cifar100.npz in the data root. Adapters (lora and the like) are left out, they are for language
+models; --only chooses methods by name.
 """
 
 from __future__ import annotations
@@ -59,12 +60,13 @@ def main(
     data_root: Annotated[Path, typer.Option(help="Folder of the data sets.")] = Path("data"),
     seeds: int = 3,
     jobs: int = 2,
+    only: Annotated[list[str] | None, typer.Option(help="A method; repeatable.")] = None,
 ) -> None:
     if stream not in SIZES:
         raise typer.BadParameter(f"stream must be one of {', '.join(SIZES)}")
     place = {} if stream == "permuted-digits" else {"data_root": str(data_root)}
     compare(
-        METHODS,
+        only or [name for name in METHODS if not name.endswith("lora")],
         stream=NamedStream(stream, {**SIZES[stream], **place}),
         model=MODELS[stream],
         training=TRAINING[stream],
