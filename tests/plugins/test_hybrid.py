@@ -256,7 +256,6 @@ def constant(value):
         ({"mode": "frozen", "low": 2}, 2),
         ({"mode": "initialized"}, 3),
     ],
-    ids=str,
 )
 def test_how_many_modules_train(arguments, n_trained):
     plugin = HybridMagnitudePlugin(**arguments)
@@ -408,7 +407,6 @@ def test_the_strategy_is_naive_with_the_plugin():
         ({"decide_every": 0}, "decide_every must be a whole number >= 1"),
         ({"seed": -1}, "seed must be a whole number >= 0"),
     ],
-    ids=str,
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -424,7 +422,6 @@ def test_bad_arguments_are_named(arguments, message):
         ({"high": 4}, "high=4 is more than the model has modules, which are 3"),
         ({"low": 0, "heads": ()}, "low=0 trains the output heads alone, and the model has none"),
     ],
-    ids=str,
 )
 def test_what_does_not_fit_the_model_is_said_before_training(arguments, message):
     model = deep()

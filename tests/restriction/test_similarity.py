@@ -136,7 +136,6 @@ def test_modules_decide_each_on_its_own_within_bounds(names, data):
         (lambda: check_metric("cosin"), "metric: unknown 'cosin'; did you mean 'cosine'"),
         (lambda: cosine(torch.ones(2), torch.ones(3)), r"vectors of shapes \(2,\) and \(3,\)"),
     ],
-    ids=str,
 )
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
