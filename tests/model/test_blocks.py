@@ -230,7 +230,6 @@ def halves(model):
         (halves, {"second": ("1",), "first": ("0.weight",), "rest": ("0.bias", "2")}),
         (["?.weight"], None),
     ],
-    ids=str,
 )
 def test_modules_may_be_named(modules, expected):
     model = mlp()
@@ -266,7 +265,6 @@ def stranger(model):
         ([3], r"modules must be None, .*got \[3\]"),
         (3, "modules must be None, .*got 3"),
     ],
-    ids=str,
 )
 def test_what_does_not_fit_is_named(modules, message):
     with pytest.raises(ValueError, match=message):
