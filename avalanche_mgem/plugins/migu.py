@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from avalanche.training.plugins import SupervisedPlugin
-from torch import Tensor
+from torch import Tensor, distributed
 
 from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.bridge.boundaries import task_boundary
@@ -63,6 +63,7 @@ class MIGUPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
     Raises:
         ValueError: an argument out of range, at construction; a target that matches nothing or a
             model without a layer to gate, before the first iteration.
+        RuntimeError: several processes train together, before the first iteration.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class MIGUPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Find the layers; count the task that starts."""
+        _require_one_process()
         self._gate.find(strategy.model)
         boundary = task_boundary(strategy.experience)
         self._boundaries_known = boundary.known
@@ -160,3 +162,11 @@ class MIGUPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         if self._boundaries_known:
             return self._tasks > self.skip_tasks
         return self._steps >= self.skip_steps
+
+
+def _require_one_process() -> None:
+    # Each process would mask by its own part of the minibatch, and their models would drift apart.
+    if distributed.is_available() and distributed.is_initialized():
+        processes = distributed.get_world_size()
+        if processes > 1:
+            raise RuntimeError(f"MIGUPlugin trains in one process, this is one of {processes}")

@@ -425,3 +425,10 @@ def test_a_score_that_is_no_number_is_said():
     strategy = make_strategy(model, [MIGUPlugin(0.5, skip_tasks=0)])
     with pytest.raises(FloatingPointError, match="a score is NaN"):
         strategy.train(domain_stream().train_stream[0])
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(RuntimeError, match="trains in one process, this is one of 2"):
+        MIGUPlugin().before_training_exp(strategy=None)
