@@ -142,6 +142,9 @@ def token_magnitudes(
     one_of("normalize", normalize, NORMALIZE)
     output = output.detach()
     channel_dim %= output.ndim
+    if weights is None and normalize == "none" and channel_dim == output.ndim - 1:
+        n = output.shape[-1]
+        return _column_sums(output.reshape(-1, n)), output.numel() // max(n, 1)
     mask = None if weights is None else _fitted(weights, output, channel_dim)
     first, *others = _parts(output, mask, channel_dim)
     total = _magnitudes(*first, normalize)
@@ -149,6 +152,17 @@ def token_magnitudes(
         total += _magnitudes(*part, normalize)
     # Tokens are counted in int64: float32 cannot count beyond 2^24.
     return total, output.numel() // max(len(total), 1) if mask is None else mask.sum()
+
+
+def _column_sums(rows: Tensor) -> Tensor:
+    """Return the sum of |y| over the tokens, float32 [n], of the usual case y [tokens, n]."""
+    on_cpu = rows.device.type == "cpu" and rows.numel() > _CACHED
+    size = max(_CACHED // rows.shape[1], 1) if on_cpu else max(len(rows), 1)
+    first, *others = torch.split(rows, size)
+    total = first.abs().sum(0, dtype=torch.float32)
+    for part in others:
+        total += part.abs().sum(0, dtype=torch.float32)
+    return total
 
 
 def _fitted(weights: Tensor, output: Tensor, channel_dim: int) -> Tensor:
