@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from avalanche_mgem.arguments import positive_int
-from avalanche_mgem.model.gate import Freeze, RowGate, Score, Ungated
+from avalanche_mgem.model.gate import Freeze, RowGate, Score, ShowsGate, Ungated
 from avalanche_mgem.model.targets import Heads, TargetModules
 from avalanche_mgem.restriction.rows import Normalize
 
 
-class MIGUCallback(TrainerCallback, ExportableState):
+class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
     """Let only those rows of linear layers move whose outputs are the largest.
 
         migu = MIGUCallback()
@@ -96,21 +96,6 @@ class MIGUCallback(TrainerCallback, ExportableState):
 
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_hooks": []}
-
-    @property
-    def mask_fraction(self) -> float:
-        """The fraction of the rows that is held still."""
-        return self._gate.mask_fraction
-
-    @property
-    def last_mask(self) -> dict[str, Tensor] | None:
-        """Which rows the last step might move; None where all might."""
-        return self._gate.last_mask
-
-    @property
-    def last_scores(self) -> dict[str, Tensor] | None:
-        """The scores of the last step."""
-        return self._gate.last_scores
 
     def state(self) -> dict[str, Any]:
         """Return what a Trainer's checkpoint keeps of the callback."""

@@ -224,6 +224,27 @@ class RowGate:
                 yield name, parameter
 
 
+class ShowsGate:
+    """What a plugin or a callback shows of the gate in it."""
+
+    _gate: RowGate
+
+    @property
+    def mask_fraction(self) -> float:
+        """The fraction of the rows that is held still."""
+        return self._gate.mask_fraction
+
+    @property
+    def last_mask(self) -> dict[str, Tensor] | None:
+        """Which rows the last step might move; None where all might."""
+        return self._gate.last_mask
+
+    @property
+    def last_scores(self) -> dict[str, Tensor] | None:
+        """The scores of the last step."""
+        return self._gate.last_scores
+
+
 def _own_names(argument: str, names: TargetModules) -> TargetModules:
     """Return names that no caller can change any more."""
     if names is None or isinstance(names, str):

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from avalanche.training.plugins import SupervisedPlugin
-from torch import Tensor, distributed
+from torch import distributed
 
 from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.bridge.boundaries import task_boundary
 from avalanche_mgem.bridge.still import Still
-from avalanche_mgem.model.gate import Freeze, RowGate, Score, Ungated
+from avalanche_mgem.model.gate import Freeze, RowGate, Score, ShowsGate, Ungated
 from avalanche_mgem.model.targets import Heads, TargetModules
 from avalanche_mgem.restriction.rows import Normalize
 
 
-class MIGUPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
+class MIGUPlugin(ShowsGate, SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
     """Let only those rows of linear layers move whose outputs are the largest.
 
     For each gated layer y = xW' + b, n_i is the mean of |y_i| over all tokens of the minibatch; the
@@ -98,21 +98,6 @@ class MIGUPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         self._tasks = 0  # that have begun
         self._steps = 0
         self._boundaries_known = True
-
-    @property
-    def mask_fraction(self) -> float:
-        """The fraction of the rows that is held still."""
-        return self._gate.mask_fraction
-
-    @property
-    def last_mask(self) -> dict[str, Tensor] | None:
-        """Which rows the last iteration might move; None where all might."""
-        return self._gate.last_mask
-
-    @property
-    def last_scores(self) -> dict[str, Tensor] | None:
-        """The scores of the last iteration."""
-        return self._gate.last_scores
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Find the layers; count the task that starts."""
