@@ -25,7 +25,7 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-Stream = tuple[str, str]  # its name and its number of experiences
+Stream = tuple[str, str, str]  # its name, how many experiences, how many training samples in each
 
 
 def means(rows: list[dict[str, str]]) -> dict[tuple[Stream, str, str], float]:
@@ -33,7 +33,11 @@ def means(rows: list[dict[str, str]]) -> dict[tuple[Stream, str, str], float]:
     values: dict[tuple[Stream, str, str], list[float]] = defaultdict(list)
     for row in rows:
         # The name of a stream of texts says which tasks, and so how many.
-        stream = row["stream"], row.get("configuration.stream.arguments.n_experiences", "")
+        sizes = (
+            row.get(f"configuration.stream.arguments.{size}", "")
+            for size in ("n_experiences", "train_per_experience")
+        )
+        stream = row["stream"], *sizes
         for score in ("acc", "bwt", "la"):
             if row[score]:  # joint training has no BWT
                 values[stream, row["method"], score].append(float(row[score]))
@@ -45,10 +49,12 @@ def main(
 ) -> None:
     measured = means([row for path in results for row in read(path)])
     streams = {stream for stream, _, _ in measured}
-    table = Table("stream", "experiences", "method", "score", "measured", "target", "tolerance", "")
+    table = Table("stream", "experiences", "samples", "method", "score")
+    for name in ("measured", "target", "tolerance", ""):
+        table.add_column(name)
     failed = 0
     for target in read(TARGETS):
-        stream = target["stream"], target["experiences"]
+        stream = target["stream"], target["experiences"], target["samples"]
         if stream not in streams:
             continue
         value = measured.get((stream, target["method"], target["score"]))

@@ -11,7 +11,8 @@ fine-tuning at several learning rates, on a seed that the others do not use. `or
 methods, with --short plain fine-tuning, MIGU and random rows. `as-far` finds the learning rates at
 which plain fine-tuning moves the weights as far as MIGU does, from the runs that `order` has left
 in the same folder, and trains at those. Stop it whenever you like; the same command continues. Each
-writes results.csv, accuracy.csv, table.md and plots of all runs of the folder into OUT/report.
+writes results.csv, accuracy.csv, table.md and plots of all runs of the folder into OUT/report, so
+take a folder for each setting: for each model, order, learning rate given and number of examples.
 """
 
 from __future__ import annotations
