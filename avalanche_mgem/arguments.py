@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
 
 
 _MOST_NAMES = 25
+LARGEST = 2**63 - 1  # int64
+_LONGEST = 100  # letters of a value in an error
+
+Made = TypeVar("Made")
 
 
 def positive_int(name: str, value: object, *, minimum: int = 1) -> int:
@@ -22,15 +28,93 @@ def positive_int(name: str, value: object, *, minimum: int = 1) -> int:
     return int(value)
 
 
+def bounded_int(name: str, value: object, *, minimum: int = 1) -> int:
+    """As `positive_int`, for lengths of dimensions and loops: at most what torch can count to."""
+    number = positive_int(name, value, minimum=minimum)
+    if number > LARGEST:
+        raise ValueError(f"{name} must be a whole number <= {LARGEST}, got {value!r}")
+    return number
+
+
+def flag(name: str, value: object) -> bool:
+    """Return `value` as a bool, or raise ValueError: it must be True or False, not a text."""
+    import numpy as np
+
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+def as_text(name: str, value: object, *, what: str = "a text") -> str:
+    """Return `value` as a str, or raise ValueError: it must be one and not blank."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name} must be {what}, got {value!r}")
+    return str(value)
+
+
+def as_path(name: str, value: object) -> Path:
+    """Return `value` as a Path, or raise ValueError: it must be a text or a path."""
+    given = fspath(value) if isinstance(value, str | PathLike) else None
+    if not isinstance(given, str) or "\0" in given:
+        raise ValueError(f"{name} must be a path, got {value!r}")
+    return Path(given)
+
+
+def instance(name: str, value: object, kind: type[Made], *, what: str) -> Made:
+    """Return `value` if it is an instance of `kind`, or raise ValueError: `what` it must be."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be {what}, got {_shown(value)}")
+    return value
+
+
+def as_list(name: str, value: object, kind: type | tuple[type, ...], *, what: str) -> list[Any]:
+    """Return the items of a collection that is no text, or raise ValueError.
+
+    All must be instances of `kind`, which `what` says. None at all will do.
+    """
+    error: Exception | None = None
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+        try:
+            found = list(value)
+        except TypeError as no_list:  # a tensor of no dimensions
+            error = no_list
+        else:
+            if all(isinstance(item, kind) for item in found):
+                return found
+    raise ValueError(f"{name} must be {what}, got {_shown(value)}") from error
+
+
 def finite(name: str, value: object, *, minimum: float = -math.inf, above: bool = False) -> float:
     """Return `value` as a float, or raise ValueError: it must be finite and >= (or >) minimum."""
     is_number = isinstance(value, Real) and not isinstance(value, bool)
-    number = float(value) if is_number else math.nan  # type: ignore[arg-type]
+    try:
+        number = float(value) if is_number else math.nan  # type: ignore[arg-type]
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
     in_range = number > minimum if above else number >= minimum
     if not (math.isfinite(number) and in_range):
         bound = "" if minimum == -math.inf else f" {'>' if above else '>='} {minimum:g}"
         raise ValueError(f"{name} must be a finite number{bound}, got {value!r}")
     return number
+
+
+def real_tensor(name: str, value: object, *, ndim: int | None = None) -> torch.Tensor:
+    """Return `value`, or raise ValueError: it must be a dense tensor of real numbers.
+
+    ndim: of how many dimensions; None: of any number.
+    """
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{name} must be a tensor, got {_shown(value)}")
+    dense = value.layout == torch.strided and not (value.is_meta or value.is_quantized)
+    if not dense or value.is_complex() or value.ndim != (value.ndim if ndim is None else ndim):
+        dimensions = "" if ndim is None else f" of {ndim} dimensions"
+        raise ValueError(
+            f"{name} must be a dense tensor of real numbers{dimensions}, got {value.dtype} "
+            f"{tuple(value.shape)}, {value.layout} on {value.device}"
+        )
+    return value
 
 
 def torch_device(name: str, value: Any) -> torch.device:
@@ -39,7 +123,7 @@ def torch_device(name: str, value: Any) -> torch.device:
 
     try:
         return torch.device(value)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{name} must be a torch device such as 'cpu' or 'cuda:0', got {value!r}"
         ) from error
@@ -59,3 +143,9 @@ def suggestion(value: str, choices: Iterable[str]) -> str:
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     return f"{hint}known: {', '.join(names[:_MOST_NAMES])}{more}"
+
+
+def _shown(value: object) -> str:
+    """The value in short; of what is long or large, as a model, its type alone."""
+    shown = repr(value)
+    return shown if len(shown) <= _LONGEST else type(value).__name__

@@ -18,9 +18,12 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Replace the file at path with data, so that a reader sees the old or the new file, whole.
 
     Raises:
+        ValueError: the path has no name.
         OSError: if the folder does not exist or cannot be written; the old file is then unchanged.
     """
     target = Path(path)
+    if not target.name:
+        raise ValueError(f"path must name a file, got {str(path)!r}")
     # Not tempfile: its files are private to the user, and the mode would stay after the rename.
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{_SUFFIX}")
     try:

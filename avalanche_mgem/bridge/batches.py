@@ -10,6 +10,7 @@ import torch
 from avalanche.training.templates.problem_type.supervised_problem import SupervisedProblem
 from torch import Tensor, nn
 
+from avalanche_mgem.bridge.distributed import inner_model, is_wrapped
 from avalanche_mgem.bridge.fields import Batch, samples_of, to_device
 from avalanche_mgem.model.gradients import into_row, positions
 from avalanche_mgem.model.grouped import NotGroupedError, recorded_linears, write_grouped_gradients
@@ -20,7 +21,7 @@ def batch_loss(strategy: Any, batch: Batch) -> Tensor:
 
     The model stays in the mode it is in. What other plugins add to the loss is no part of it.
     """
-    with _swapped_minibatch(strategy, batch):
+    with inner_model(strategy), _swapped_minibatch(strategy, batch):
         strategy._unpack_minibatch()
         strategy.mb_output = strategy.forward()
         loss: Tensor = strategy.criterion()
@@ -34,7 +35,13 @@ def write_batch_gradient(
 
     The .grad of the model's parameters is put back. Backward adds into the row itself where a
     parameter is of its dtype.
+
+    In several processes it is this one's gradient: DistributedDataParallel neither averages it nor
+    learns of it. Reentrant activation checkpointing is refused there, by torch.
     """
+    if is_wrapped(strategy.model):
+        _write_without_hooks(strategy, batch, parameters, row)
+        return
     row.zero_()
     # By backward and not by autograd.grad, which reentrant activation checkpointing refuses.
     with torch.enable_grad(), _own_gradients(strategy.model):
@@ -43,6 +50,18 @@ def write_batch_gradient(
                 parameter.grad = row[columns].view_as(parameter)
         batch_loss(strategy, batch).backward()  # type: ignore[no-untyped-call]
         into_row(row, [parameter.grad for parameter in parameters], parameters)
+
+
+def _write_without_hooks(
+    strategy: Any, batch: Batch, parameters: Sequence[nn.Parameter], row: Tensor
+) -> None:
+    # Any backward pass runs the wrapper's hooks on the parameters, by which it knows what the next
+    # step uses: heads of other tasks would get a gradient of zeros, and decay.
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    with torch.enable_grad():
+        loss = batch_loss(strategy, batch)
+        gradients = iter(torch.autograd.grad(loss, trained, allow_unused=True))
+    into_row(row, [next(gradients) if p.requires_grad else None for p in parameters], parameters)
 
 
 @contextmanager
@@ -73,7 +92,7 @@ def write_grouped_batch_gradients(
     Raises:
         NotGroupedError: the model uses its layers in another way than sample by sample.
     """
-    with torch.enable_grad(), _swapped_minibatch(strategy, batch):
+    with torch.enable_grad(), inner_model(strategy), _swapped_minibatch(strategy, batch):
         strategy._unpack_minibatch()
         with recorded_linears(strategy.model) as calls:
             strategy.mb_output = strategy.forward()

@@ -14,6 +14,7 @@ from torch.utils.data import default_collate
 
 from avalanche_mgem.arguments import one_of, positive_int, torch_device
 from avalanche_mgem.bridge.fields import Batch, own_storage, to_device
+from avalanche_mgem.model.distributed import first_of_all
 from avalanche_mgem.model.randomness import preserved_random_state
 
 Split = Literal["random", "class"]
@@ -104,6 +105,10 @@ class EpisodicMemory:
     def __len__(self) -> int:
         """Return the number of tasks whose memory is closed."""
         return len(self._tasks)
+
+    def agree(self) -> None:
+        """Choose by the first process's random numbers from here on; of all processes."""
+        self._random = first_of_all(self._random)
 
     def most_groups(self, classes: int) -> int:
         """Return into how many groups a task of so many classes is split at most; 0: not known."""

@@ -11,7 +11,9 @@ from torch.utils.data import default_collate
 
 from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.bridge.batches import write_batch_gradient
+from avalanche_mgem.bridge.distributed import average_rows, own_part
 from avalanche_mgem.bridge.fields import Batch
+from avalanche_mgem.model.distributed import first_of_all, n_processes, unwrapped
 from avalanche_mgem.model.freezing import restored_buffers
 from avalanche_mgem.model.gradients import positions
 from avalanche_mgem.model.randomness import RandomStream
@@ -19,6 +21,9 @@ from avalanche_mgem.model.randomness import RandomStream
 
 class GradientProbe:
     """Measures mean gradients over a few minibatches.
+
+    Several processes share a minibatch, of their number times train_mb_size samples, as they do in
+    training: each measures on its own part, and the mean is that over all of them.
 
     The loss is the strategy's own, with the model as it is and in the mode that it is in; what
     other plugins add to the loss is no part of it. Nothing of the run changes by it: parameters,
@@ -40,6 +45,8 @@ class GradientProbe:
     def gradient(self, strategy: Any, dataset: Any, names: Sequence[str]) -> dict[str, Tensor]:
         """Return the mean gradient of the named parameters, zero where one is unused.
 
+        Of all processes.
+
         Float32, or float64 where a parameter is, on the model's device.
 
         Args:
@@ -48,7 +55,8 @@ class GradientProbe:
                 fewer samples than one of them takes, one minibatch of all.
             names: of the parameters.
         """
-        named = dict(strategy.model.named_parameters())
+        model = unwrapped(strategy.model)
+        named = dict(model.named_parameters())
         parameters = [named[name] for name in names]
         wide = any(p.dtype == torch.float64 for p in parameters)
         row = torch.empty(
@@ -56,20 +64,26 @@ class GradientProbe:
             dtype=torch.float64 if wide else torch.float32,
             device=parameters[0].device,
         )
-        mean, count = torch.zeros_like(row), 0
-        with restored_buffers(strategy.model), self._random.active(row.device):
-            for batch in self._drawn(dataset, strategy.train_mb_size):
+        mean, count, samples = torch.zeros_like(row), 0, 0
+        self._random = first_of_all(self._random)  # so that all draw the same minibatches
+        with restored_buffers(model), self._random.active(row.device):
+            for batch, size in self._drawn(dataset, strategy.train_mb_size * n_processes()):
                 write_batch_gradient(strategy, batch, parameters, row)
                 mean += row
                 count += 1
+                samples = size
         mean /= max(count, 1)
+        average_rows(mean[None], [samples])
         parts = zip(names, positions(parameters), parameters, strict=True)
         return {name: mean[columns].view_as(p) for name, columns, p in parts}
 
-    def _drawn(self, dataset: Any, size: int) -> Iterator[Batch]:
+    def _drawn(self, dataset: Any, size: int) -> Iterator[tuple[Batch, int]]:
+        """Yield this process's part of each minibatch of `size` samples, and how many they are."""
         dataset = dataset.train() if hasattr(dataset, "train") else dataset
         collate = getattr(dataset, "collate_fn", None) or default_collate
         size = min(size, len(dataset))
         chosen = torch.randperm(len(dataset)).tolist()
         for start in range(0, min(self.batches, len(dataset) // max(size, 1)) * size, max(size, 1)):
-            yield collate([dataset[index] for index in chosen[start : start + size]])
+            indices = chosen[start : start + size]
+            own = indices[own_part(len(indices)) or slice(None)]
+            yield collate([dataset[index] for index in own]), len(own)

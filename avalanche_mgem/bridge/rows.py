@@ -1,4 +1,7 @@
-"""The memory's gradients: a row for each group of samples, in as few passes as the model allows."""
+"""The memory's gradients: a row for each group of samples, in as few passes as the model allows.
+
+Several processes share the passes: each takes a part of every group, and the rows are averaged.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from avalanche_mgem.arguments import one_of, positive_int
@@ -17,8 +21,10 @@ from avalanche_mgem.bridge.batches import (
     write_grouped_batch_gradients,
 )
 from avalanche_mgem.bridge.chunks import Chunks
+from avalanche_mgem.bridge.distributed import average_rows, is_same_memory, own_part
 from avalanche_mgem.bridge.fields import Batch, samples_of
 from avalanche_mgem.bridge.memory import MemoryGroup
+from avalanche_mgem.model.distributed import first_of_all
 from avalanche_mgem.model.grouped import NotGroupedError, why_not_grouped
 from avalanche_mgem.model.randomness import RandomStream, fingerprint
 
@@ -32,6 +38,12 @@ _TOLERANCE = 1e-5
 
 class MemoryRows:
     """Fills the rows with the gradients of the loss on the memory's groups.
+
+    In several processes whose memories are the same, each computes the gradient on its own part of
+    every group's samples (of two for each process at least, else on all of them), and a row is the
+    mean over the processes, weighted by their numbers of samples: that of the group, where a loss
+    is a mean over samples and nothing mixes them. Processes whose memories differ, because each has
+    data of its own, compute the gradients on all they have; the mean is the same.
 
     Args:
         passes: "loop": a forward and a backward pass for each group. "grouped": one for many, which
@@ -74,6 +86,7 @@ class MemoryRows:
         """Compute the rows anew; look at the model anew if it has changed."""
         self._written: object = None  # what the rows were computed from
         self._age = 0
+        self._divides: bool | None = None  # groups among processes; None: not known yet
 
     def __getstate__(self) -> dict[str, Any]:
         # Both are of objects by their identity, which a copy does not share.
@@ -86,19 +99,25 @@ class MemoryRows:
 
         Raises:
             ValueError: passes="grouped" and the model cannot; a group that batch normalisation
-                cannot take; a memory_batch_size for a memory that cannot be indexed.
+                cannot take; a memory_batch_size for a memory that cannot be indexed; other groups
+                in another process.
         """
         source = (rows.data_ptr(), [*map(id, groups)], [*map(id, parameters)])
         self._age += 1
         if source == self._written and self._age < self.refresh_every:
             return False
         self._written, self._age = None, 0  # nothing is written if what follows fails
+        if self._divides is None:
+            self._divides = is_same_memory([group.batch for group in groups])
+            self._draws = first_of_all(self._draws)
         restore = self.batchnorm == "restore"
         statistics = restored_running_statistics(strategy.model) if restore else nullcontext()
         self._look_at(strategy, groups, parameters, rows)
         with statistics, self._own_random_numbers(strategy.model, parameters[0].device):
-            if not self._fill_grouped(strategy, groups, parameters, rows):
-                self._fill_one_by_one(strategy, groups, parameters, rows)
+            samples = self._fill_grouped(strategy, groups, parameters, rows)
+            if samples is None:
+                samples = self._fill_one_by_one(strategy, groups, parameters, rows)
+        average_rows(rows, samples)
         self._written = source
         return True
 
@@ -111,26 +130,32 @@ class MemoryRows:
 
     def _fill_one_by_one(
         self, strategy: Any, groups: list[MemoryGroup], parameters: list[nn.Parameter], rows: Tensor
-    ) -> None:
+    ) -> list[int]:
+        """Fill the rows; return of how many samples each is."""
+        samples = []
         for group, row in zip(groups, rows, strict=True):
-            batch, _ = self._drawn(group.batch, 1, group.size)
+            batch, size = self._drawn(group.batch, 1, group.size)
             with _explained_batch_norm():
                 write_batch_gradient(strategy, batch, parameters, row)
+            samples.append(size)
+        return samples
 
     def _fill_grouped(
         self, strategy: Any, groups: list[MemoryGroup], parameters: list[nn.Parameter], rows: Tensor
-    ) -> bool:
-        """Fill the rows if the model can take groups together; return whether it can."""
+    ) -> list[int] | None:
+        """Fill the rows if the model can take groups together; None if it cannot."""
         if not self._grouped:
-            return False
+            return None
+        sizes: list[int] = []
         try:
             for chunk in self._chunks.of(groups, strategy.model, self.batch_size):
                 batch, size = self._drawn(chunk.batch, chunk.groups, chunk.size)
                 samples, own = chunk.groups * size, rows[chunk.rows]
                 write_grouped_batch_gradients(strategy, batch, samples, parameters, own)
+                sizes += [size] * chunk.groups
         except NotGroupedError as error:
             self._refuse(error)
-        return self._grouped
+        return sizes if self._grouped else None
 
     def _look_at(
         self, strategy: Any, groups: list[MemoryGroup], parameters: list[nn.Parameter], rows: Tensor
@@ -183,15 +208,26 @@ class MemoryRows:
 
     def _drawn(self, batch: Batch, groups: int, size: int) -> tuple[Batch, int]:
         """The samples to use of a batch of `groups` groups of `size` samples, and how many each."""
-        if self.batch_size is None or self.batch_size >= size:
+        draws = self.batch_size is not None and self.batch_size < size
+        picked = self._picked(groups, size)
+        part = own_part(picked.shape[1]) if self._divides else None
+        if part is None and not draws:
             return batch, size
-        order = self._draws.random((groups, size)).argpartition(self.batch_size - 1, axis=1)
-        picked = order[:, : self.batch_size] + size * np.arange(groups)[:, None]
+        picked = picked[:, part or slice(None)]
+        chosen = torch.from_numpy((picked + size * np.arange(groups)[:, None]).ravel())
         try:
-            drawn = samples_of(batch, torch.from_numpy(picked.ravel()), groups * size)
+            return samples_of(batch, chosen, groups * size), picked.shape[1]
         except ValueError as error:
+            if not draws:
+                return batch, size  # what cannot be divided is everybody's
             raise ValueError(f"memory_batch_size cannot draw from this memory: {error}") from error
-        return drawn, self.batch_size
+
+    def _picked(self, groups: int, size: int) -> NDArray[np.int64]:
+        """Which samples of each group are used, in whatever process, [groups, samples]."""
+        if self.batch_size is None or self.batch_size >= size:
+            return np.broadcast_to(np.arange(size), (groups, size))
+        order = self._draws.random((groups, size)).argpartition(self.batch_size - 1, axis=1)
+        return order[:, : self.batch_size]
 
 
 def _require_same(

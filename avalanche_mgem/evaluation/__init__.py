@@ -12,6 +12,11 @@ from avalanche_mgem.evaluation.matrix import (
     forward_transfer,
     learning_accuracy,
 )
+from avalanche_mgem.evaluation.nonfinite import (
+    ShowsSkippedSteps,
+    SkippedSteps,
+    skipped_steps_metrics,
+)
 from avalanche_mgem.evaluation.restriction import RestrictionMetric, restriction_metrics
 
 __all__ = [
@@ -23,6 +28,8 @@ __all__ = [
     "ScalarCSVLogger",
     "ShowsDecision",
     "ShowsMask",
+    "ShowsSkippedSteps",
+    "SkippedSteps",
     "accuracy_matrix_metrics",
     "average_accuracy",
     "backward_transfer",
@@ -33,4 +40,5 @@ __all__ = [
     "gating_metrics",
     "learning_accuracy",
     "restriction_metrics",
+    "skipped_steps_metrics",
 ]

@@ -13,6 +13,7 @@ from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metrics import Accuracy
 from matplotlib.figure import Figure
 
+from avalanche_mgem.arguments import flag
 from avalanche_mgem.evaluation.heat_map import heat_map
 from avalanche_mgem.evaluation.matrix import (
     Matrix,
@@ -44,7 +45,7 @@ class AccuracyMatrix(PluginMetric):  # type: ignore[misc]  # Avalanche ships no 
 
     def __init__(self, *, heat_map: bool = False) -> None:
         super().__init__()
-        self._heat_map = heat_map
+        self._heat_map = flag("heat_map", heat_map)
         self._accuracy = Accuracy()
         self.reset()
 

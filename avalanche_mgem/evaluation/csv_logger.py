@@ -8,6 +8,8 @@ from pathlib import Path
 
 from avalanche.logging import BaseLogger
 
+from avalanche_mgem.arguments import as_path
+
 
 class ScalarCSVLogger(BaseLogger):  # type: ignore[misc]  # Avalanche ships no types
     """Write the columns metric, step, value: one line for each scalar that a metric emits.
@@ -25,7 +27,7 @@ class ScalarCSVLogger(BaseLogger):  # type: ignore[misc]  # Avalanche ships no t
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
-        self.path = Path(path)
+        self.path = as_path("path", path)
         if self.path.is_dir():
             raise ValueError(f"path must name a file, got the folder {self.path}")
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from avalanche_mgem.arguments import flag
 from avalanche_mgem.restriction.similarity import Decision
 
 _COLOURS = {"frozen": "#c9d3df", "trained": "#0b4f8a"}
@@ -47,7 +48,7 @@ class DecisionMetric(PluginMetric):  # type: ignore[misc]  # Avalanche ships no 
 
     def __init__(self, *, modules: bool = True, figure: bool = True) -> None:
         super().__init__()
-        self._modules, self._figure = modules, figure
+        self._modules, self._figure = flag("modules", modules), flag("figure", figure)
         self.reset()
 
     def reset(self) -> None:

@@ -11,6 +11,8 @@ from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from torch import Tensor, nn
 
+from avalanche_mgem.arguments import flag
+
 # ||a - b||^2 and ||b||^2 of each parameter, by its name.
 Squares = dict[str, tuple[float, float]]
 
@@ -46,7 +48,8 @@ class DistanceMetric(PluginMetric):  # type: ignore[misc]  # Avalanche ships no 
 
     def __init__(self, *, modules: bool = False, from_start: bool = True) -> None:
         super().__init__()
-        self._modules, self._from_start = modules, from_start
+        self._modules = flag("modules", modules)
+        self._from_start = flag("from_start", from_start)
         self.reset()
 
     def reset(self) -> None:

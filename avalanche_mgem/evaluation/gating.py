@@ -13,6 +13,7 @@ from avalanche.evaluation.metric_results import MetricValue
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from avalanche_mgem.arguments import flag
 from avalanche_mgem.evaluation.heat_map import heat_map
 from avalanche_mgem.evaluation.matrix import Matrix
 from avalanche_mgem.restriction.rows import kept_rows_of_layers
@@ -71,8 +72,10 @@ class GatingMetric(PluginMetric):  # type: ignore[misc]  # Avalanche ships no ty
         heat_map: bool = False,
     ) -> None:
         super().__init__()
-        self._minibatch, self._layers, self._histograms = minibatch, layers, histograms
-        self._heat_map = heat_map
+        self._minibatch = flag("minibatch", minibatch)
+        self._layers = flag("layers", layers)
+        self._histograms = flag("histograms", histograms)
+        self._heat_map = flag("heat_map", heat_map)
         self.reset()
 
     def reset(self) -> None:

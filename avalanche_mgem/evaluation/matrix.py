@@ -14,10 +14,20 @@ Matrix = NDArray[np.float64]
 
 
 def _square(accuracy: Matrix) -> Matrix:
-    matrix = np.asarray(accuracy, dtype=np.float64)
+    matrix = _numbers("accuracy", accuracy)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
         raise ValueError(f"accuracy must be a matrix [T, T] with T >= 1, got shape {matrix.shape}")
     return matrix
+
+
+def _numbers(name: str, values: Matrix) -> Matrix:
+    try:
+        given = np.asarray(values)
+        if given.dtype.kind not in "iuf":
+            raise TypeError(f"holds {given.dtype}")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be an array of numbers, got {values!r}") from error
+    return np.asarray(given, dtype=np.float64)
 
 
 def average_accuracy(accuracy: Matrix) -> float:
@@ -53,7 +63,7 @@ def forward_transfer(accuracy: Matrix, baseline: NDArray[np.float64]) -> float:
     ahead were not evaluated, as with heads that grow.
     """
     matrix = _square(accuracy)
-    start = np.asarray(baseline, dtype=np.float64)
+    start = _numbers("baseline", baseline)
     if start.shape != (len(matrix),):
         raise ValueError(f"baseline must have shape ({len(matrix)},), got {start.shape}")
     if len(matrix) == 1:

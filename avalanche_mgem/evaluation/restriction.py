@@ -10,6 +10,7 @@ from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from torch import Tensor
 
+from avalanche_mgem.arguments import flag
 from avalanche_mgem.restriction import Projection
 
 
@@ -50,7 +51,9 @@ class RestrictionMetric(PluginMetric):  # type: ignore[misc]  # Avalanche ships 
         self, *, minibatch: bool = False, modules: bool = False, histograms: bool = False
     ) -> None:
         super().__init__()
-        self._minibatch, self._modules, self._histograms = minibatch, modules, histograms
+        self._minibatch = flag("minibatch", minibatch)
+        self._modules = flag("modules", modules)
+        self._histograms = flag("histograms", histograms)
         self.reset()
 
     def reset(self) -> None:

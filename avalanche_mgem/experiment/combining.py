@@ -76,8 +76,8 @@ def _parts(name: str, method: Method) -> tuple[Part, ...]:
     if plugin is None:
         raise ValueError(
             f"methods: {name!r} cannot be had, because {method.name!r} is no plugin to plain "
-            "training; what is: replay, ewc, si, lwf, agem, gem, and what begins with mgem or migu "
-            "or ends with lora"
+            "training; what is: replay, ewc, si, lwf, agem, gem, initialized, frozen, hybrid, and "
+            "what begins with mgem or migu or ends with lora"
         )
     return (Part(method.name, plugin, method.check),)
 

@@ -8,9 +8,10 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
-from avalanche_mgem.arguments import finite, one_of, positive_int
+from avalanche_mgem.arguments import as_text, finite, one_of, positive_int, torch_device
 from avalanche_mgem.experiment.combination import Combination
 from avalanche_mgem.experiment.describe import describe
 from avalanche_mgem.experiment.digests import file_digest
@@ -19,7 +20,13 @@ from avalanche_mgem.experiment.method import Method
 from avalanche_mgem.experiment.models import MLPFactory, ModelFactory
 from avalanche_mgem.experiment.text_models import TextModelFactory
 from avalanche_mgem.experiment.text_stream import TextStream
-from avalanche_mgem.streams import folder_digest, make_stream, stream_files, stream_folder
+from avalanche_mgem.streams import (
+    folder_digest,
+    make_stream,
+    parse_stream_name,
+    stream_files,
+    stream_folder,
+)
 
 _PACKAGES = ("avalanche-mgem", "avalanche-lib", "torch", "torchvision", "quadprog", "numpy")
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -70,7 +77,9 @@ class Training:
         for name in ("batch_size", "epochs", "eval_batch_size", "memory"):
             object.__setattr__(self, name, positive_int(name, getattr(self, name)))
         if self.length_buckets is not None:
-            positive_int("length_buckets", self.length_buckets)
+            buckets = positive_int("length_buckets", self.length_buckets)
+            object.__setattr__(self, "length_buckets", buckets)
+        torch_device("device", self.device)
         object.__setattr__(self, "device", str(self.device))
         one_of("optimizer", self.optimizer, OPTIMIZERS)
         for name in ("momentum", "weight_decay"):
@@ -92,6 +101,12 @@ class NamedStream:
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        as_text("name", self.name, what="the name of a stream")
+        given = self.arguments
+        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+            raise ValueError(f"arguments must be {{name: value}}, got {given!r}")
+
     def __call__(self, seed: int) -> Any:
         """Return the scenario of this seed."""
         return make_stream(self.name, seed=seed, **self.arguments)
@@ -104,9 +119,16 @@ class NamedStream:
         digests = [file_digest(path) for path in stream_files(self.name, **which)]
         if folder := stream_folder(self.name, data_root=which["data_root"]):
             digests.append(folder_digest(folder))
+            described["name"] = self._name_without_place(folder)
         if not digests:
             return described
         return {**described, "sha256": digests[0] if len(digests) == 1 else digests}
+
+    def _name_without_place(self, folder: Path) -> str:
+        kind, source = parse_stream_name(self.name)
+        start = len(kind) + 1
+        behind = self.name[start + len(source) :]  # a corruption
+        return f"{self.name[:start]}{folder.resolve().name}/{behind}"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ def describe(value: Any) -> Any:
 
     A function or class of the user's own is told by its name, its source text and the values that
     it holds (defaults and enclosed variables); what it calls is not seen. An object is told by its
-    class and its attributes, an array or a tensor by a digest of its numbers.
+    class and its attributes, an array or a tensor by a digest of its numbers. The order of a
+    mapping counts: it may decide, as that of modules does.
     """
     return _Description().of(value)
 
@@ -58,32 +59,39 @@ class _Description:
         if inspect.isclass(value) or inspect.ismodule(value):
             return _name(value) + _source_mark(value)
         if isinstance(value, Mapping | list | tuple | set | frozenset):
-            return self._container(value)
+            return self._container(value, ordered=not isinstance(value, set | frozenset))
         if id(value) in self._number_of:
             return f"(object {self._number_of[id(value)]})"
         self._number_of[id(value)] = len(self._alive)
         self._alive.append(value)
         return self._object(value)
 
-    def _container(self, value: Any) -> Any:
+    def _container(self, value: Any, *, ordered: bool) -> Any:
         if id(value) in self._containers:
             return "(itself)"
         self._containers.add(id(value))
         if isinstance(value, Mapping):
             described: Any = {str(k): self.of(v) for k, v in value.items()}
+            if ordered and list(described) != sorted(described):
+                # Whoever writes this down sorts the keys.
+                described = {"(in order)": [[k, v] for k, v in described.items()]}
         else:
             described = [self.of(v) for v in value]
+            described = described if ordered else sorted(described, key=json.dumps)
         self._containers.remove(id(value))
-        unordered = isinstance(value, set | frozenset)
-        return sorted(described, key=json.dumps) if unordered else described
+        return described
+
+    def _names(self, value: Mapping[str, Any]) -> Any:
+        """Describe values by names whose order says nothing, such as attributes and keywords."""
+        return self._container(value, ordered=False)
 
     def _object(self, value: Any) -> Any:
         if is_dataclass(value):
             state = {f.name: self.of(getattr(value, f.name)) for f in fields(value)}
             return {"type": type(value).__qualname__, **state}
         if isinstance(value, functools.partial):
-            parts = {"arguments": value.args, "keywords": value.keywords}
-            return {"partial": self.of(value.func), **self.of(parts)}
+            parts = {"arguments": self.of(value.args), "keywords": self._names(value.keywords)}
+            return {"partial": self.of(value.func), **parts}
         if inspect.ismethod(value):
             return {"method": value.__name__, "of": self.of(value.__self__)}
         if inspect.isfunction(value):
@@ -92,19 +100,23 @@ class _Description:
 
     def _function(self, value: Any) -> Any:
         name = _name(value) + _source_mark(value)
-        held = {
+        parts = {
             "defaults": value.__defaults__,
             "keyword_defaults": value.__kwdefaults__,
             "enclosed": inspect.getclosurevars(value).nonlocals,
         }
-        held = {key: self.of(values) for key, values in held.items() if values}
+        held = {
+            key: self._names(values) if isinstance(values, Mapping) else self.of(values)
+            for key, values in parts.items()
+            if values
+        }
         return {"function": name, **held} if held and not _is_ours(value) else name
 
     def _instance(self, value: Any) -> Any:
         tells = repr(value) != object.__repr__(value)
         if not hasattr(value, "__dict__") or (_is_ours(type(value)) and tells):
             return _ADDRESS.sub("", repr(value))
-        state = self.of(vars(value))
+        state = self._names(vars(value))
         text = json.dumps(state, sort_keys=True)
         if len(text) > _LONGEST_STATE:
             state = {"sha256": digest(text.encode())}

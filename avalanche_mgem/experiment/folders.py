@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from avalanche_mgem.arguments import one_of
+from avalanche_mgem.arguments import as_list, as_path, one_of
 from avalanche_mgem.experiment.result import RunResult
 from avalanche_mgem.experiment.store import ResultStore
 from avalanche_mgem.experiment.variants import identity, told_apart
@@ -33,12 +33,14 @@ def load_results(
         ValueError: a folder is no such folder or has no finished run; a file in it is damaged; a
             method or stream that no run has, with the nearest names.
     """
-    paths = [folders] if isinstance(folders, str | os.PathLike) else list(folders)
+    one = isinstance(folders, str | os.PathLike)
+    what = "a results folder, or a list of them"
+    paths = as_list("folders", [folders] if one else folders, (str, os.PathLike), what=what)
     if not paths:
         raise ValueError("folders must name at least one results folder, got none")
     runs: dict[str, RunResult] = {}
     for path in paths:
-        for run in _finished_runs(Path(path)):
+        for run in _finished_runs(as_path("folders", path)):
             runs.setdefault(identity(run), run)
     plain = list(runs.values())
     pairs = list(zip(plain, told_apart(plain), strict=True))
@@ -67,6 +69,7 @@ def _places(
     """Return the names (with brackets) that are kept, and the place of each in `only`."""
     if only is None:
         return dict.fromkeys((full for _, full in names), 0)
+    only = as_list(argument, only, str, what="a list of names")
     if not only:
         raise ValueError(f"{argument} must name at least one, got none")
     choices = sorted({name for pair in names for name in pair})
@@ -87,15 +90,17 @@ def _method_places() -> dict[str, int]:
 
 def _finished_runs(folder: Path) -> list[RunResult]:
     if not folder.exists():
-        raise ValueError(f"no results folder {folder}: it does not exist")
+        raise ValueError(f"folders: no results folder {folder}: it does not exist")
     try:
         store = ResultStore(folder)
     except ValueError as error:
         if _has_runs(folder):
             raise  # of a later version, or damaged, and said so
-        raise ValueError(f"{folder} is no results folder of a comparison{_hint(folder)}") from error
+        raise ValueError(
+            f"folders: {folder} is no results folder of a comparison{_hint(folder)}"
+        ) from error
     if not _has_runs(folder):
-        raise ValueError(f"{folder} has no finished run{_hint(folder)}")
+        raise ValueError(f"folders: {folder} has no finished run{_hint(folder)}")
     keys = sorted(path.stem for path in store.runs.glob("*.json"))
     return [run for key in keys if (run := store.load(key)) is not None]
 

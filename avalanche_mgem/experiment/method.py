@@ -10,7 +10,7 @@ from typing import Any
 
 from avalanche.training.templates.base import BaseTemplate
 
-from avalanche_mgem.arguments import suggestion
+from avalanche_mgem.arguments import flag, instance, suggestion
 from avalanche_mgem.experiment.combination import Combination
 from avalanche_mgem.strategies import option_names
 
@@ -66,7 +66,7 @@ class Method:
             experience in turn; then R has its last row only.
 
     Raises:
-        ValueError: no name, or a strategy that cannot be called.
+        ValueError: no name, a strategy that cannot be called, or another value of another kind.
     """
 
     name: str
@@ -84,6 +84,15 @@ class Method:
                 f"strategy of {self.name!r} must be a strategy class or a function that returns a "
                 f"strategy, got {self.strategy!r}"
             )
+        given = self.settings
+        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+            raise ValueError(f"settings of {self.name!r} must be {{name: value}}, got {given!r}")
+        instance("description", self.description, str, what="a text")
+        if not (self.check is None or callable(self.check)):
+            raise ValueError(
+                f"check of {self.name!r} must be a function or None, got {self.check!r}"
+            )
+        object.__setattr__(self, "whole_stream", flag("whole_stream", self.whole_stream))
 
     def variant(self, name: str | None = None, /, **settings: Any) -> Method:
         """Return the method with some settings changed, under another name if one is given.

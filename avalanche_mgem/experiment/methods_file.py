@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from avalanche_mgem.arguments import as_path
 from avalanche_mgem.experiment.method import Method
 from avalanche_mgem.experiment.registry import METHODS, find_method
 
@@ -37,9 +38,9 @@ def load_methods(path: str | Path) -> list[Method]:
             an unknown base or setting, or with the name of another method. The message names the
             file and the table.
     """
-    tables = _read(Path(path))
+    tables = _read(as_path("path", path))
     if not tables:
-        raise ValueError(f"{path}: holds no method; {_FORM}")
+        raise ValueError(f"path {path}: holds no method; {_FORM}")
     methods = []
     for name, table in tables.items():
         try:
@@ -54,9 +55,9 @@ def _read(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             tables: dict[str, Any] = tomllib.load(file)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise ValueError(f"path {path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:  # also what is no UTF-8
-        raise ValueError(f"{path}: is no valid TOML: {error}") from error
+        raise ValueError(f"path {path}: is no valid TOML: {error}") from error
     return tables
 
 

@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from avalanche_mgem.arguments import as_list
 from avalanche_mgem.experiment.method import Method
 from avalanche_mgem.experiment.registry import DEFAULT_METHODS, METHODS, TEXT_METHODS
 
@@ -29,7 +30,7 @@ def methods_table(methods: Iterable[Method] = tuple(METHODS.values())) -> Table:
     table.add_column("Method", no_wrap=True)
     table.add_column("What it does")
     table.add_column("Settings", no_wrap=True, overflow="fold")
-    for method in methods:
+    for method in as_list("methods", methods, Method, what="a list of methods"):
         settings = "\n".join(f"{name}={value}" for name, value in method.settings.items())
         table.add_row(Text(method.name), Text(method.description), Text(settings or "-"))
     return table

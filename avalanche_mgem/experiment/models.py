@@ -7,13 +7,14 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
 from torch import nn
 
-from avalanche_mgem.arguments import one_of, positive_int, suggestion
+from avalanche_mgem.arguments import as_list, as_text, bounded_int, one_of, suggestion
 from avalanche_mgem.experiment.networks import (
     HEADS,
     Heads,
@@ -69,7 +70,7 @@ class SlimResNet18Factory:
     """
 
     def __init__(self, width: int = 20, *, heads: Heads = "single") -> None:
-        self.width = positive_int("width", width)
+        self.width = bounded_int("width", width)
         self.heads = one_of("heads", heads, HEADS)
 
     def __call__(self, sample_shape: tuple[int, ...], n_classes: int) -> nn.Module:
@@ -155,6 +156,7 @@ def make_model_factory(
         ValueError: an unknown name, heads or hidden for a model that does not take them, and what
             `load_model_factory` raises.
     """
+    as_text("model", name)
     known_heads = cast(Heads, one_of("heads", heads, HEADS))
     if hidden is not None and name != "mlp":
         raise ValueError(f"hidden={hidden!r} is for the model 'mlp' only, got model={name!r}")
@@ -183,7 +185,7 @@ def load_model_factory(path: str) -> ModelFactory:
         ValueError: `path` has not that form; there is no such module, or it cannot be imported;
             there is no such attribute in it, or it cannot be called.
     """
-    module_name, _, attribute = path.partition(":")
+    module_name, _, attribute = as_text("model", path).partition(":")
     if not module_name or not attribute.isidentifier():
         raise ValueError(f"model must be given as 'package.module:factory', got {path!r}")
     module = _import(module_name, path)
@@ -220,7 +222,8 @@ def _import(module_name: str, path: str) -> ModuleType:
 
 
 def _widths(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    return tuple(positive_int(f"{name}[{i}]", value) for i, value in enumerate(values))
+    widths = as_list(name, values, Integral, what="a list of whole numbers >= 1")  # type: ignore[type-abstract]
+    return tuple(bounded_int(f"{name}[{i}]", value) for i, value in enumerate(widths))
 
 
 def _channels(factory: object, sample_shape: tuple[int, ...]) -> int:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from avalanche_mgem.arguments import as_path
 from avalanche_mgem.experiment.canvas import LEGEND, canvas, explain, legend, plain, png, style
 from avalanche_mgem.experiment.forgetting import forgetting_figure
 from avalanche_mgem.experiment.heatmaps import heatmap_figure
@@ -42,7 +43,7 @@ def plot_accuracy(results: Sequence[RunResult], path: str | PathLike[str]) -> No
         ValueError: as `accuracy_figure`.
         OSError: if path cannot be written; a file that was there is then unchanged.
     """
-    write_atomically(path, png(accuracy_figure(results)))
+    write_atomically(as_path("path", path), png(accuracy_figure(results)))
 
 
 def plot_tradeoff(results: Sequence[RunResult], path: str | PathLike[str]) -> None:
@@ -52,7 +53,7 @@ def plot_tradeoff(results: Sequence[RunResult], path: str | PathLike[str]) -> No
         ValueError: as `tradeoff_figure`.
         OSError: if path cannot be written; a file that was there is then unchanged.
     """
-    write_atomically(path, png(tradeoff_figure(results)))
+    write_atomically(as_path("path", path), png(tradeoff_figure(results)))
 
 
 def accuracy_figure(results: Sequence[RunResult]) -> Figure:

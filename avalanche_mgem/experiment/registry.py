@@ -219,6 +219,6 @@ def _literal(text: str) -> Any:
 
 
 def _look_up(name: str) -> Method:
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ValueError(f"methods: unknown method {name!r}; {suggestion(str(name), METHODS)}")
     return METHODS[name]

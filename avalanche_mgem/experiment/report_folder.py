@@ -8,6 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from avalanche_mgem.arguments import as_path, flag
 from avalanche_mgem.experiment.canvas import pdf, png
 from avalanche_mgem.experiment.csv_files import write_accuracy_csv, write_csv
 from avalanche_mgem.experiment.file_names import file_name
@@ -46,8 +47,9 @@ def write_report(
             `summary.by_method`; nothing has been written.
         OSError: out cannot be written.
     """
-    out, results = Path(out), list(results)
     require_runs(results)
+    out, results = as_path("out", out), list(results)
+    flag("tensorboard", tensorboard)
     streams = by_stream(results)
     for runs in streams.values():
         for method, of_method in by_method(runs).items():

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from avalanche_mgem.arguments import as_list
 from avalanche_mgem.experiment.result import RunResult
 from avalanche_mgem.experiment.statistics import mean_interval
 
@@ -64,8 +65,8 @@ class Row:
 
 
 def require_runs(results: Sequence[RunResult]) -> None:
-    """Raise ValueError if there are no runs."""
-    if len(results) == 0:
+    """Raise ValueError if there are no runs, or something else."""
+    if not as_list("results", results, RunResult, what="a list of RunResult"):
         raise ValueError("results must hold at least one run, got none")
 
 

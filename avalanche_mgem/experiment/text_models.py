@@ -8,8 +8,12 @@ from typing import Any, get_args
 
 from torch import nn
 
-from avalanche_mgem.arguments import one_of
-from avalanche_mgem.experiment.digests import model_digest
+from avalanche_mgem.arguments import as_path, one_of
+from avalanche_mgem.experiment.digests import (
+    answering_model_digest,
+    model_digest,
+    tokenizer_digest,
+)
 from avalanche_mgem.experiment.text_stream import described_by_name
 from avalanche_mgem.huggingface.classifier import Heads, Pooling, check_tokenizer, text_classifier
 from avalanche_mgem.huggingface.generation import causal_answers, text_to_text
@@ -33,7 +37,8 @@ class TextModelFactory:
             "text-to-text" and "causal", for models that answer in words. As the stream's.
         heads: "multi", a head for each task label; "growing"; "single". For classification only.
         pooling: what stands for a text, see `text_classifier`. For classification only.
-        tokenizer: a name or folder; None: the model's own. The stream's must be the same.
+        tokenizer: a name or folder, for models that answer in words; None: the model's own. It must
+            turn texts into the same ids as the stream's, wherever either lies.
         label_words: what the classes are called, for models that answer in words; `for_scenario`
             finds them.
 
@@ -52,6 +57,11 @@ class TextModelFactory:
         one_of("form", self.form, FORMS)
         one_of("heads", self.heads, get_args(Heads))
         one_of("pooling", self.pooling, get_args(Pooling))
+        as_path("model", self.model)
+        if self.tokenizer is not None:
+            as_path("tokenizer", self.tokenizer)
+        if not (self.label_words is None or isinstance(self.label_words, Mapping)):
+            raise ValueError(f"label_words must be None or words, got {self.label_words!r}")
 
     @property
     def packages(self) -> tuple[str, ...]:
@@ -82,19 +92,37 @@ class TextModelFactory:
         return nn.CrossEntropyLoss() if self.form == "classification" else TokenLoss()
 
     def check(self, model: nn.Module, tokenizer: str, max_length: int) -> None:
-        """Raise ValueError unless a model made here can take what the tokenizer makes."""
-        check_tokenizer(model, load_tokenizer(tokenizer), max_length=max_length)
+        """Raise ValueError unless a model made here can take what the stream's tokenizer makes."""
+        streams = load_tokenizer(tokenizer)
+        check_tokenizer(model, streams, max_length=max_length)
+        if self.form == "classification" or tokenizer == (self.tokenizer or self.model):
+            return
+        if _ids(self._tokenizer()) != _ids(streams):
+            raise ValueError(
+                f"tokenizer={self.tokenizer or self.model!r} of the model has other ids than the "
+                f"stream's, {tokenizer!r}: a model that answers in words needs the same"
+            )
 
     def description(self) -> dict[str, Any]:
         """Return what decides the model, as JSON values; of a local folder, what it holds."""
+        in_words = self.form != "classification"
+        digest = answering_model_digest if in_words else model_digest
         described: dict[str, Any] = {
             "type": "TextModelFactory",
-            **described_by_name(self.model, model_digest),
+            **described_by_name(self.model, digest),
             "form": self.form,
         }
-        if self.form == "classification":
+        if not in_words:
             described |= {"heads": self.heads, "pooling": self.pooling}
+        elif self.tokenizer is not None:
+            described["tokenizer"] = described_by_name(self.tokenizer, tokenizer_digest)
         return described
 
     def _tokenizer(self) -> Any:
         return load_tokenizer(self.tokenizer or self.model)
+
+
+def _ids(tokenizer: Any) -> dict[str, Any]:
+    """Which ids a tokenizer has, for texts and for what is not text."""
+    special = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
+    return {"texts": tokenizer.get_vocab(), **{n: getattr(tokenizer, n, None) for n in special}}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from avalanche_mgem.arguments import one_of, positive_int
+from avalanche_mgem.arguments import as_path, bounded_int, flag, one_of, positive_int
 from avalanche_mgem.experiment.digests import file_digest, tokenizer_digest
 from avalanche_mgem.huggingface.loading import load_tokenizer
 from avalanche_mgem.streams.text import HUB_TASKS, TEXT_ORDERS, text_stream, text_task_files
@@ -49,9 +50,15 @@ class TextStream:
 
     def __post_init__(self) -> None:
         one_of("form", self.form, FORMS)
-        positive_int("max_length", self.max_length)
+        object.__setattr__(self, "max_length", bounded_int("max_length", self.max_length))
+        for name in ("train_per_experience", "test_per_experience"):
+            if (size := getattr(self, name)) is not None:
+                object.__setattr__(self, name, positive_int(name, size))
+        for name in ("task_labels", "shared_labels"):
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
         tasks: str | int | Sequence[str] = self.tasks
-        if not (isinstance(tasks, str | int) and str(tasks) in TEXT_ORDERS):
+        is_order = isinstance(tasks, str | Integral) and not isinstance(tasks, bool)
+        if not (is_order and str(tasks) in TEXT_ORDERS):
             names = tuple(str(task) for task in chosen_tasks(tasks))
             object.__setattr__(self, "tasks", names)
         else:
@@ -61,7 +68,8 @@ class TextStream:
                 one_of("tasks", task, HUB_TASKS)
         for name in ("tokenizer", "folder", "cache_folder"):
             value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else str(value))
+            if value is not None or name == "tokenizer":
+                object.__setattr__(self, name, str(as_path(name, value)))
 
     @property
     def name(self) -> str:

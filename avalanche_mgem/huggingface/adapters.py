@@ -17,11 +17,18 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from avalanche_mgem.arguments import finite, positive_int
+from avalanche_mgem.arguments import as_list, bounded_int, finite, flag
 from avalanche_mgem.huggingface.loading import require
 from avalanche_mgem.model.layers import find_heads
 from avalanche_mgem.model.randomness import RandomStream
-from avalanche_mgem.model.targets import Heads, TargetModules, inside, is_lora, target_names
+from avalanche_mgem.model.targets import (
+    Heads,
+    TargetModules,
+    check_heads,
+    inside,
+    is_lora,
+    target_names,
+)
 
 
 @dataclass(frozen=True)
@@ -40,12 +47,16 @@ class Adapter:
     heads: Heads
 
     def __post_init__(self) -> None:
-        positive_int("rank", self.rank)
-        finite("alpha", self.alpha, minimum=0, above=True)
-        if finite("dropout", self.dropout, minimum=0) >= 1:
+        # As peft writes them into JSON, which knows nothing of NumPy's numbers.
+        object.__setattr__(self, "rank", bounded_int("rank", self.rank))
+        object.__setattr__(self, "alpha", finite("alpha", self.alpha, minimum=0, above=True))
+        object.__setattr__(self, "dropout", finite("dropout", self.dropout, minimum=0))
+        if self.dropout >= 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout!r}")
-        if not isinstance(self.train_heads, bool):
-            raise ValueError(f"train_heads must be True or False, got {self.train_heads!r}")
+        object.__setattr__(self, "train_heads", flag("train_heads", self.train_heads))
+        check_heads(self.heads)
+        if not (self.target_modules is None or isinstance(self.target_modules, str)):
+            as_list("target_modules", self.target_modules, str, what="None, a string or names")
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from avalanche_mgem.arguments import positive_int
+from avalanche_mgem.model.distributed import require_in_step, require_whole_parameters
 from avalanche_mgem.model.gate import Freeze, RowGate, Score, ShowsGate, Ungated
 from avalanche_mgem.model.targets import Heads, TargetModules
 from avalanche_mgem.restriction.rows import Normalize
@@ -27,14 +28,17 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
             Trainer(model, arguments, train_dataset=dataset, callbacks=[migu]).train()
 
     What `avalanche_mgem.MIGUPlugin` is to Avalanche, on the same core: see there for the method
-    (arXiv 2406.17245, eq. 3-6) and for the arguments. Each finished `train()` is a task, so hand
-    one callback to all Trainers in turn.
+    (arXiv 2406.17245, eq. 3-6) and for the arguments. Each finished `train()` is a task, those of
+    `hyperparameter_search` too, so hand one callback to all Trainers in turn.
 
     Runs on `on_step_begin` (from here on, forward passes in training mode that build a graph are
     recorded; evaluation, generation and what activation checkpointing computes anew are not),
     `on_pre_optimizer_step` (the mask, over all forward passes since `on_step_begin`: all of an
     accumulated gradient) and `on_optimizer_step`. Between steps and after training the model has no
     hook of it; where training fails in the middle of a step, the next `train()` takes them off.
+
+    Several processes, as torchrun or accelerate start them, mask the same rows, by the outputs of
+    all of them, where the Trainer wraps the model in DistributedDataParallel.
 
     The Trainer clips gradients before `on_pre_optimizer_step`: the norm that it clips and logs is
     that of all rows, the masked ones too.
@@ -47,6 +51,7 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
 
     Attributes:
         tasks: how many calls of `train()` have ended.
+        draws: how many steps have drawn their rows (score="random").
         mask_fraction: as the argument.
         last_mask: which rows the last step might move, bool [n] for each gated layer by its name;
             None where all might.
@@ -55,8 +60,10 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
 
     Raises:
         ValueError: an argument out of range, at construction; when training begins, what
-            `find_gated_layers` raises, a compiled model, training in several processes, on several
-            GPUs or on sharded parameters.
+            `find_gated_layers` raises, a compiled model, training on several GPUs by one process,
+            or on sharded parameters.
+        RuntimeError: parameters or gradients are not the same in all processes, before the first
+            step.
         ImportError: transformers is older than 4.45.
     """
 
@@ -93,9 +100,19 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
         self.skip_tasks = positive_int("skip_tasks", skip_tasks, minimum=0)
         self.tasks = 0
         self._hooks: list[RemovableHandle] = []
+        self._in_step = False  # whether the processes are known to be
 
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_hooks": []}
+
+    @property
+    def draws(self) -> int:
+        """How many steps have drawn their rows."""
+        return self._gate.draws
+
+    @draws.setter
+    def draws(self, value: int) -> None:
+        self._gate.draws = value
 
     def state(self) -> dict[str, Any]:
         """Return what a Trainer's checkpoint keeps of the callback."""
@@ -108,11 +125,13 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
             "seed": gate.seed,
             "skip_tasks": self.skip_tasks,
         }
-        return {"args": arguments, "attributes": {"tasks": self.tasks}}
+        return {"args": arguments, "attributes": {"tasks": self.tasks, "draws": self.draws}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Find the layers."""
         _check(args, self._gate.score)
+        require_whole_parameters(kwargs["model"], "MIGUCallback")
+        self._in_step = False
         self._close()
         self._gate.find(kwargs["model"])
 
@@ -120,6 +139,7 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
         """Begin to record the magnitudes."""
         self._close()
         self._gate.reset()
+        self._gate.begin()
         model: nn.Module = kwargs["model"]
         # Not always_call: the gate has a guard of its own against a forward pass that fails.
         self._hooks = [
@@ -130,6 +150,9 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Mask the gradients, and hold the rows through the step (freeze="update")."""
         self._close()
+        if not self._in_step:
+            require_in_step(kwargs["model"])
+            self._in_step = True
         if self.tasks >= self.skip_tasks:
             self._gate.mask(kwargs["model"])
             self._gate.hold(kwargs["model"], kwargs["optimizer"])
@@ -196,10 +219,15 @@ def _check(args: Any, score: str) -> None:
             "torch_compile=True: a compiled model does not call the hooks that record outputs; "
             "train without it, or with another score than 'output'"
         )
-    kind = AcceleratorState().distributed_type.value
-    if kind != "NO" or args.n_gpu > 1:
+    if args.n_gpu > 1:
         raise ValueError(
-            f"MIGUCallback trains in one process on one device, got {kind} with {args.n_gpu} GPUs: "
-            "each rank would mask other rows, and of sharded parameters there are no whole rows; "
-            "set CUDA_VISIBLE_DEVICES to one device"
+            f"MIGUCallback trains on one device in each process, got {args.n_gpu} GPUs: the copies "
+            "of the model on the others would record nothing; set CUDA_VISIBLE_DEVICES to one "
+            "device, or start a process for each with torchrun"
+        )
+    kind = AcceleratorState().distributed_type.value
+    if kind != "NO" and not kind.startswith("MULTI_"):
+        raise ValueError(
+            f"MIGUCallback needs whole parameters in every process, got {kind}: of sharded "
+            "parameters there are no whole rows; use DistributedDataParallel (no fsdp or deepspeed)"
         )

@@ -11,7 +11,7 @@ import torch
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
 from torch import Tensor, nn
 
-from avalanche_mgem.arguments import finite, one_of, positive_int
+from avalanche_mgem.arguments import bounded_int, finite, instance, one_of
 from avalanche_mgem.huggingface.encoders import (
     counts_positions,
     encoder_inputs,
@@ -63,7 +63,7 @@ def text_classifier(
     one_of("heads", heads, get_args(Heads))
     one_of("pooling", pooling, get_args(Pooling))
     if n_classes is not None:
-        positive_int("n_classes", n_classes)
+        n_classes = bounded_int("n_classes", n_classes)
     elif heads == "single":
         raise ValueError("heads='single' needs n_classes, the number of outputs; got None")
     encoder = text_encoder(model)
@@ -91,6 +91,11 @@ class TextClassifier(nn.Module):
         self, encoder: nn.Module, classifier: nn.Module, *, pooling: str, dropout: float
     ) -> None:
         super().__init__()
+        instance("encoder", encoder, nn.Module, what="a model of transformers")
+        instance("classifier", classifier, nn.Module, what="a torch module")
+        one_of("pooling", pooling, [name for name in get_args(Pooling) if name != "auto"])
+        if finite("dropout", dropout, minimum=0) >= 1:
+            raise ValueError(f"dropout must be below 1, got {dropout!r}")
         self.encoder = encoder
         self.dropout = nn.Dropout(dropout)
         self.classifier = classifier
@@ -182,9 +187,16 @@ def check_tokenizer(model: nn.Module, tokenizer: Any, *, max_length: int | None 
         ValueError: there are ids that the model has no embedding for, no id for padding (or not
             the model's, where the model finds its positions by it), or fewer positions than tokens.
     """
+    if not hasattr(model, "get_input_embeddings") or isinstance(model, type):
+        raise ValueError(f"model must be one of transformers, got {type(model).__name__}")
+    if max_length is not None:
+        bounded_int("max_length", max_length)
     size: int = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
-    ids = _number_of_ids(tokenizer)
+    try:
+        ids = _number_of_ids(tokenizer)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"tokenizer {name!r} does not tell its ids: {error}") from error
     if ids > size:
         raise ValueError(
             f"tokenizer {name!r} has ids up to {ids - 1}, but the model has embeddings for "
@@ -205,7 +217,9 @@ def check_tokenizer(model: nn.Module, tokenizer: Any, *, max_length: int | None 
             f"tokenizer {name!r} pads with the id {padding}, but the model numbers its positions "
             f"by the padding id {own}: take the model's own tokenizer"
         )
-    most = positions.num_embeddings - (0 if own is None else own + 1)
+    # Some (BART, OPT) leave the first few out by an offset, and have no padding id.
+    first = getattr(positions, "offset", 0) if own is None else own + 1
+    most = positions.num_embeddings - int(first)
     if max_length is not None and max_length > most:
         raise ValueError(f"max_length={max_length}: the model has positions for {most} tokens")
 
@@ -242,7 +256,8 @@ def _head(heads: str, width: int, n_classes: int | None) -> nn.Module:
 
 
 def _width(config: Any) -> int:
-    return int(config.hidden_size)
+    # OPT may project its last states to the width of its embeddings.
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
 
 
 def _dropout_of(config: Any) -> float:

@@ -15,7 +15,7 @@ import torch
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
-from avalanche_mgem.arguments import positive_int
+from avalanche_mgem.arguments import bounded_int
 from avalanche_mgem.huggingface.answers import AnswerScores, TaskLabels, left_aligned
 from avalanche_mgem.huggingface.classifier import check_tokenizer
 from avalanche_mgem.huggingface.loading import load_pretrained, load_tokenizer
@@ -89,7 +89,7 @@ class _AnswersInWords(MultiTaskModule):  # type: ignore[misc]  # Avalanche ships
         self.max_new_tokens = (
             scores.longest + 1
             if max_new_tokens is None
-            else positive_int("max_new_tokens", max_new_tokens)
+            else bounded_int("max_new_tokens", max_new_tokens)
         )
         self.model: Any = model
         self.tokenizer = tokenizer
@@ -217,6 +217,11 @@ class CausalAnswers(_AnswersInWords):
     def _logits(self, features: Mapping[str, Tensor], wanted: Tensor) -> Tensor:
         # The token at j is foretold at j - 1.
         foretold = wanted[:, 1:]
+        if bool(wanted[:, 0].any()):
+            raise ValueError(
+                "features['labels'] must be -100 on the first token, which nothing foretells: the "
+                "labels are those of the answer only"
+            )
         # Logits of a large vocabulary are worth leaving out where nobody asks for them.
         columns = foretold.any(0).nonzero()[:, 0]
         inputs = {name: features[name] for name in (INPUT_IDS, ATTENTION_MASK)}

@@ -9,6 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from avalanche_mgem.arguments import as_path, as_text
+
 
 def require(package: str) -> Any:
     """Return the package, imported.
@@ -41,7 +43,9 @@ def load_pretrained(
         ValueError: there is no such model, or it cannot be loaded as that kind.
         ImportError: transformers, or what this model needs besides, is not installed.
     """
-    loader = getattr(require("transformers"), kind)
+    loader = getattr(require("transformers"), as_text("kind", kind), None)
+    if not hasattr(loader, "from_pretrained"):
+        raise ValueError(f"kind must be a class of transformers that loads models, got {kind!r}")
     if kind == "AutoConfig":
         return _from_pretrained(loader, model, argument, **options)
     found, info = _from_pretrained(loader, model, argument, output_loading_info=True, **options)
@@ -67,7 +71,7 @@ def load_tokenizer(tokenizer: str | Path, *, argument: str = "tokenizer", **opti
 
 
 def _from_pretrained(loader: Any, name: str | Path, argument: str, **options: Any) -> Any:
-    folder = Path(name).expanduser()
+    folder = as_path(as_text("argument", argument), name).expanduser()
     is_path = isinstance(name, Path) or str(name).startswith(("/", ".", "~"))
     if is_path and not folder.is_dir():
         raise ValueError(f"{argument}={str(name)!r} is no folder")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from avalanche_mgem.arguments import instance
+
 
 class TokenLogits(Tensor):
     """The output of a model for some tokens of a batch, and what they should be.
@@ -23,6 +25,8 @@ class TokenLogits(Tensor):
 
     def __new__(cls, logits: Tensor, targets: Tensor, scores: Tensor) -> TokenLogits:
         """Make it of the tokens' logits and targets, and of the texts' scores."""
+        for name, given in (("logits", logits), ("targets", targets), ("scores", scores)):
+            instance(name, given, Tensor, what="a tensor")
         made = Tensor._make_subclass(cls, scores.detach())
         made.logits, made.targets = logits, targets
         return made

@@ -9,6 +9,7 @@ from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from torch import Tensor, nn
 
+from avalanche_mgem.arguments import flag, instance, one_of
 from avalanche_mgem.huggingface.adapters import adapter_names, lora_layers
 
 Penalty = Literal["absolute", "squared"]
@@ -24,7 +25,12 @@ def orthogonality_penalty(model: nn.Module, penalty: Penalty = "absolute") -> Te
         model: with adapters.
         penalty: "absolute", the sum of the entries' absolute values (as O-LoRA's code), or
             "squared", that of their squares (as in its paper, arXiv 2310.14152).
+
+    Raises:
+        ValueError: model is none, or another penalty.
     """
+    instance("model", model, nn.Module, what="a torch module")
+    one_of("penalty", penalty, ("absolute", "squared"))
     names = adapter_names(model)
     earlier, newest = names[:-1], "".join(names[-1:])
     sums = []
@@ -57,7 +63,7 @@ class OrthogonalityMetric(PluginMetric):  # type: ignore[misc]  # Avalanche ship
 
     def __init__(self, *, minibatch: bool = False) -> None:
         super().__init__()
-        self._minibatch = minibatch
+        self._minibatch = flag("minibatch", minibatch)
         self.reset()
 
     def reset(self) -> None:

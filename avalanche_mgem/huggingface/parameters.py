@@ -14,8 +14,8 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 from torch.optim import Optimizer
 
-from avalanche_mgem.arguments import finite
-from avalanche_mgem.model.targets import head_names, inside
+from avalanche_mgem.arguments import as_list, finite, instance
+from avalanche_mgem.model.targets import check_heads, head_names, inside
 
 Group = dict[str, Any]
 Rule = Callable[[nn.Module], list[Group]]
@@ -50,11 +50,13 @@ def parameter_groups(
     Raises:
         ValueError: a number out of range, or a head that is none.
     """
-    finite("weight_decay", weight_decay, minimum=0)
+    instance("model", model, nn.Module, what="a torch module")
+    weight_decay = finite("weight_decay", weight_decay, minimum=0)
     rates = {"body": learning_rate, "head": head_learning_rate}
-    for part, rate in rates.items():
-        if rate is not None:
-            finite("learning_rate" if part == "body" else "head_learning_rate", rate, minimum=0)
+    for part, name in (("body", "learning_rate"), ("head", "head_learning_rate")):
+        if (rate := rates[part]) is not None:
+            rates[part] = finite(name, rate, minimum=0)
+    check_heads(heads)
     words = _words(no_decay)
     groups: dict[str, Group] = {}
     for part in ["body"] if head_learning_rate is None else rates:
@@ -97,6 +99,8 @@ class ParameterGroupsPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanch
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Join the groups: the model is about to grow, and Avalanche to update the optimiser."""
         optimizer: Optimizer = strategy.optimizer
+        if self._groups is not None:  # what followed the last time failed
+            optimizer.param_groups = self._groups
         self._groups = optimizer.param_groups
         joined = {**self._groups[0], "params": [p for g in self._groups for p in g["params"]]}
         optimizer.param_groups = [joined]
@@ -146,6 +150,7 @@ def _heads(model: nn.Module, heads: str | Sequence[str] | None) -> list[str]:
 
 
 def _words(no_decay: Sequence[str]) -> list[str]:
-    if isinstance(no_decay, str) or not all(isinstance(word, str) and word for word in no_decay):
+    words = as_list("no_decay", no_decay, str, what="a list of words")
+    if not all(words):
         raise ValueError(f"no_decay must be a list of words, got {no_decay!r}")
-    return [word.lower() for word in no_decay]
+    return [word.lower() for word in words]

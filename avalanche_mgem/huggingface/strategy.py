@@ -18,6 +18,7 @@ import torch
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
+from avalanche_mgem.arguments import instance
 from avalanche_mgem.huggingface.encoders import taken_names
 from avalanche_mgem.streams.text_batches import Features, TextBatch
 
@@ -77,6 +78,8 @@ def by_position(collate_fn: Callable[[list[Any]], Any]) -> Callable[[list[Any]],
     to the data sets of a stream: plugins such as EWC read their batches from the data set, not from
     the strategy, and want `batch[0]`.
     """
+    if not callable(collate_fn):
+        raise ValueError(f"collate_fn must be a function of samples, got {collate_fn!r}")
     return _ByPosition(collate_fn)
 
 
@@ -88,7 +91,7 @@ class KeywordModel(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model = instance("model", model, nn.Module, what="a torch module")
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """Return the model's logits for features by name; those that it does not take are left out.
@@ -154,6 +157,7 @@ class DictBatches:
 
 def by_keyword(model: nn.Module) -> nn.Module:
     """Return a model of transformers, or of peft, as a `KeywordModel`; any other as it is."""
+    instance("model", model, nn.Module, what="a torch module")
     names = {parent.__name__ for parent in type(model).__mro__}
     return KeywordModel(model) if names & {"PreTrainedModel", "PeftModel"} else model
 

@@ -5,14 +5,15 @@ Output heads are no part of them, they always train.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import cast
 
-from torch import Tensor, nn
+from torch import nn
 
-from avalanche_mgem.arguments import suggestion
+from avalanche_mgem.arguments import instance, suggestion
+from avalanche_mgem.model.freezing import moving_buffers
 from avalanche_mgem.model.layers import find_heads
 from avalanche_mgem.model.structure import parameters_by_module
 from avalanche_mgem.model.targets import Heads, inside
@@ -49,10 +50,15 @@ class Blocks:
 
 def check_modules(modules: object) -> None:
     """Raise ValueError for what can be known to be wrong without a model."""
-    if modules is None or callable(modules):
+    if modules is None or (callable(modules) and not isinstance(modules, type)):
         return
-    given = modules.values() if isinstance(modules, Mapping) else [modules]
-    if not modules or not all(_is_names(patterns) for patterns in given):
+    if isinstance(modules, set | frozenset):
+        raise ValueError(
+            "modules must be None, a list of names or patterns, the one nearest to the output "
+            "first, {name: [patterns]} or a callable(model), got a set, which has no order"
+        )
+    given = list(modules.values()) if isinstance(modules, Mapping) else [modules]
+    if not given or not all(_is_names(patterns) for patterns in given):
         raise ValueError(
             "modules must be None, a list of names or patterns, {name: [patterns]} or a "
             f"callable(model), got {modules!r}"
@@ -72,7 +78,8 @@ def find_blocks(model: nn.Module, modules: Modules = None, *, heads: Heads = Non
             repeated children of containers, such as residual blocks and the layers of a
             Transformer, are a module each; what lies before the first, between two and behind the
             last is one module, such as the stem or the embeddings, but norms belong to what they
-            follow. A model without such children has a module for each layer that owns parameters,
+            follow. Auxiliary heads are modules where the model has them: GoogLeNet's come first. A
+            model without such children has a module for each layer that owns parameters,
             its norm included. A list, the one nearest to the output first: names of submodules or
             shell patterns on names of submodules and parameters; each entry is one module. A
             mapping {name: [patterns]} or a callable(model) that returns {name: [parameter names]},
@@ -84,6 +91,7 @@ def find_blocks(model: nn.Module, modules: Modules = None, *, heads: Heads = Non
         ValueError: a pattern that matches nothing or heads only, a parameter in two modules, a
             model without a trainable parameter outside its heads.
     """
+    instance("model", model, nn.Module, what="a torch module")
     check_modules(modules)
     tops = find_heads(model, heads)
     of_heads = {id(p) for top in tops for p in model.get_submodule(top).parameters()}
@@ -136,7 +144,10 @@ def _given(
 
 def _matched(model: nn.Module, modules: Modules, known: list[str]) -> dict[str, list[str]]:
     if callable(modules):
-        named = {group: list(names) for group, names in modules(model).items()}
+        made = modules(model)
+        if not isinstance(made, Mapping):
+            raise ValueError(f"modules must return {{name: [parameter names]}}, got {made!r}")
+        named = {group: list(names) for group, names in made.items()}
         for group, names in named.items():
             for name in names:
                 if name not in known:
@@ -198,13 +209,11 @@ def _statistics(
 
 
 def keeps_statistics(module: nn.Module) -> bool:
-    """Whether the module has running statistics, which move in training without a gradient."""
-    return any(
-        isinstance(getattr(module, name, None), Tensor) for name in ("running_mean", "running_var")
-    )
+    """Whether the module has running statistics, or the like: what moves without a gradient."""
+    return next(moving_buffers(module), None) is not None
 
 
 def _is_names(value: object) -> bool:
-    if isinstance(value, str) or not isinstance(value, Collection):
+    if isinstance(value, str) or not isinstance(value, Sequence | Set):
         return False
     return bool(value) and all(isinstance(name, str) and name for name in value)

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_SINGULAR_VECTORS = ("_u", "_v")  # of torch.nn.utils.parametrizations.spectral_norm
+
+
+class ModelReference:
+    """A model that is known while it lives; copies of the reference know none."""
+
+    def __init__(self, model: nn.Module | None = None) -> None:
+        self._weak = None if model is None else weakref.ref(model)
+
+    def __getstate__(self) -> dict[str, None]:
+        return {"_weak": None}
+
+    def is_other_than(self, model: nn.Module) -> bool:
+        """Whether a model is known, and it is not this one."""
+        return self._weak is not None and self._weak() is not model
+
+    def model_or(self, other: nn.Module) -> nn.Module | None:
+        """Return the model; None where it lives no more, and `other` where none is known."""
+        return other if self._weak is None else self._weak()
 
 
 class Freezer:
@@ -20,16 +41,20 @@ class Freezer:
     """
 
     def __init__(self) -> None:
+        self._model = ModelReference()  # that was frozen
         self._parameters: list[str] = []  # which required a gradient before
         self._statistics: dict[str, dict[str, Tensor]] = {}  # by submodule
+        self._paused: dict[str, dict[str, Tensor]] = {}  # the same, while nothing is frozen
 
     def freeze(
         self, model: nn.Module, parameters: Iterable[str], statistics: Iterable[str]
     ) -> None:
         """Freeze these parameters, and the running statistics of these submodules.
 
-        What is frozen already stays somebody else's.
+        What is frozen already stays somebody else's. Statistics that have moved since a `pause` are
+        put back.
         """
+        self._model = ModelReference(model)
         named = dict(model.named_parameters())
         for name in parameters:
             if named[name].requires_grad:
@@ -39,7 +64,9 @@ class Freezer:
         for name in statistics:
             submodule = model.get_submodule(name)
             if submodule.training:
-                self._statistics[name] = {n: v.clone() for n, v in _buffers(submodule)}
+                if name in self._paused:
+                    _put_back(submodule, self._paused[name])
+                self._statistics[name] = {n: v.clone() for n, v in moving_buffers(submodule)}
                 submodule.training = False
 
     def keep(self, model: nn.Module) -> None:
@@ -48,9 +75,13 @@ class Freezer:
             submodule = model.get_submodule(name)
             if submodule.training:
                 submodule.training = False
-                with torch.no_grad():
-                    for buffer_name, buffer in _buffers(submodule):
-                        buffer.copy_(values[buffer_name])
+                _put_back(submodule, values)
+
+    def pause(self, model: nn.Module) -> None:
+        """Put back what `freeze` changed, until the same is frozen again."""
+        paused = self._statistics
+        self.thaw(model)
+        self._paused = paused
 
     def thaw(self, model: nn.Module) -> None:
         """Put back what `freeze` changed; what is no longer there is passed over."""
@@ -61,7 +92,12 @@ class Freezer:
         for name in self._statistics:
             if name in submodules and model.training:
                 submodules[name].training = True
-        self._parameters, self._statistics = [], {}
+        self._parameters, self._statistics, self._paused = [], {}, {}
+
+    def release(self, model: nn.Module) -> None:
+        """Thaw the model that was frozen, if it still lives; a copy of this thaws `model`."""
+        frozen = self._model.model_or(model)
+        self.thaw(nn.Module() if frozen is None else frozen)
 
 
 @contextmanager
@@ -81,7 +117,20 @@ def restored_buffers(model: nn.Module) -> Iterator[None]:
                 module._buffers[name] = buffer
 
 
-def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name in _STATISTICS:
+def moving_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the module's own buffers that move in training without a gradient, by name.
+
+    They are running statistics and the singular vectors of spectral normalisation.
+    """
+    hooks = module._forward_pre_hooks.values()
+    old_style = [hook.name for hook in hooks if isinstance(hook, SpectralNorm)]
+    vectors = [name + end for name in old_style for end in _SINGULAR_VECTORS]
+    for name in (*_STATISTICS, *_SINGULAR_VECTORS, *vectors):
         if isinstance(buffer := getattr(module, name, None), Tensor):
             yield name, buffer
+
+
+@torch.no_grad()
+def _put_back(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    for name, buffer in moving_buffers(module):
+        buffer.copy_(values[name])

@@ -6,14 +6,14 @@ The core under the plugin for Avalanche and the callback for the Hugging Face Tr
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avalanche_mgem.arguments import one_of, positive_int
+from avalanche_mgem.arguments import as_list, flag, one_of, positive_int
 from avalanche_mgem.model.holding import StepHold, hold_rows, mask_gradients
 from avalanche_mgem.model.layers import (
     GatedLayer,
@@ -25,9 +25,10 @@ from avalanche_mgem.model.magnitudes import (
     MagnitudeRecorder,
     gradient_scores,
     random_scores,
+    share_scores,
     weight_scores,
 )
-from avalanche_mgem.model.padding import is_encoder_decoder, token_masks
+from avalanche_mgem.model.padding import TokenMask, is_encoder_decoder, token_masks
 from avalanche_mgem.model.targets import Heads, TargetModules, inside
 from avalanche_mgem.restriction.rows import Normalize, kept_rows_of_layers, n_masked
 
@@ -53,12 +54,16 @@ class RowGate:
     it keeps the names of layers, not the layers, and it has no hook anywhere but between the calls
     that open and close; a copy or a pickle has neither.
 
+    Several processes that train one model choose the same rows: by the outputs of all of them, or
+    by the first one's scores of another kind. So all must call the gate alike.
+
     Args: as those of `avalanche_mgem.MIGUPlugin`.
 
     Attributes:
         names: of the gated layers.
         last_scores: of the last step, float32 [n] by layer; None before the first.
         last_mask: which rows the last step might move, bool [n] by layer; None where it was free.
+        draws: how many steps have drawn their rows (score="random").
     """
 
     def __init__(
@@ -81,12 +86,10 @@ class RowGate:
         self.score = one_of("score", score, ("output", "gradient", "weight", "random"))
         self.freeze = one_of("freeze", freeze, ("gradient", "update"))
         self.ungated = one_of("ungated", ungated, ("train", "freeze"))
-        if not isinstance(ignore_padding, bool):
-            raise ValueError(f"ignore_padding must be True or False, got {ignore_padding!r}")
-        self.ignore_padding = ignore_padding
+        self.ignore_padding = flag("ignore_padding", ignore_padding)
         if seed is not None:
             positive_int("seed", seed, minimum=0)
-        self.seed = torch.initial_seed() if seed is None else seed
+        self.seed = torch.initial_seed() if seed is None else int(seed)
         self.names: list[str] = []
         self.last_scores: dict[str, Tensor] | None = None
         self.last_mask: dict[str, Tensor] | None = None
@@ -97,36 +100,48 @@ class RowGate:
         self._over = False  # whether the step is, so that its scores are to be forgotten
         self._hold: StepHold | None = None
         self._resolved: list[GatedLayer] | None = None  # the layers of these names, for a step
-        self._draws = 0
+        self._hidden: list[tuple[nn.Parameter, Tensor]] = []  # gradients of what is ungated
+        self.draws = 0
 
     def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_hold": None, "_resolved": None}
+        return {**vars(self), "_hold": None, "_resolved": None, "_hidden": []}
 
     def find(self, model: nn.Module) -> None:
-        """Find the gated layers of `model`; see `find_gated_layers` for what it raises."""
+        """Find the gated layers of `model`.
+
+        Those that are frozen now are gated from the next `find` on.
+
+        Raises:
+            ValueError: what `find_gated_layers` raises; a compiled model whose outputs are wanted.
+        """
         self.release()
+        self.close()
+        if self.score == "output":
+            _refuse_compiled(model)
         layers = find_gated_layers(model, self.target_modules, heads=self.heads)
         self.names = [layer.name for layer in layers]
         self._head_names = find_heads(model, self.heads)
         self._encoder_decoder = is_encoder_decoder(model)
         self.last_scores = self.last_mask = self._kept = None
         self._recorder.reset()
-        self._resolved = None
+        self._resolved, self._hidden = None, []
 
-    def open(self, model: nn.Module, batch: object = None) -> None:
-        """Record the layers' outputs until `close`, or until the forward pass fails.
-
-        batch: the input of the model, which tells the padding where it is a mapping that has an
-        attention mask.
-        """
+    def begin(self) -> None:
+        """Choose anew, with the scores so far or, after a step's end, without them."""
         self._kept = None
         if self._over:
             self._recorder.reset()
             self._over, self._resolved = False, None
+
+    def open(self, model: nn.Module, batch: object = None) -> None:
+        """Record the layers' outputs until `close`, or until the forward pass fails.
+
+        batch: the input of the model, a mapping that has an attention mask where padding is to be
+        ignored; ValueError where it has none.
+        """
+        self.begin()
         if self.score == "output":
-            masks = None
-            if self.ignore_padding and isinstance(batch, Mapping):
-                masks = token_masks(batch, encoder_decoder=self._encoder_decoder)
+            masks = self._token_masks(batch) if self.ignore_padding else None
             self._recorder.open(self._layers(model), token_mask=masks, guard=model)
 
     def close(self) -> None:
@@ -151,8 +166,19 @@ class RowGate:
         return self._kept
 
     def look(self, model: nn.Module) -> None:
-        """Take the scores of this step, without choosing by them: all rows may move."""
+        """Take the scores of this step, without choosing by them: all rows may move.
+
+        Raises:
+            RuntimeError: score="output", and no output of a gated layer was seen in this step.
+        """
         self.last_scores, self.last_mask = self._scores(model), None
+        layers = self._layers(model)
+        if self.score == "output" and layers and not self.last_scores:
+            known = ", ".join(layer.name for layer in layers)
+            raise RuntimeError(
+                "no output of a gated layer was seen in this step: the loss was computed around "
+                f"the model's own call, or the model is compiled (layers: {known})"
+            )
 
     def mask(self, model: nn.Module) -> None:
         """Make the gradients zero of the rows that may not move; None stays None."""
@@ -162,13 +188,25 @@ class RowGate:
         if self.ungated == "freeze":
             for _, parameter in self._ungated(model):
                 # No optimiser touches what has no gradient, nor its state.
-                parameter.grad = None
+                if parameter.grad is not None:
+                    self._hidden.append((parameter, parameter.grad))
+                    parameter.grad = None
 
     def hold(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Until `release`, let no step of the optimiser move these rows (freeze="update")."""
         self.release()
         if self.freeze == "update" and self.mask_fraction > 0:
             self._hold = hold_rows(optimizer, self._layers(model), self.kept(model))
+
+    def unhide(self) -> None:
+        """Give what is ungated its gradients back after the step (ungated="freeze").
+
+        Avalanche's synaptic intelligence reads the gradient of everything that requires one.
+        """
+        hidden, self._hidden = self._hidden, []
+        for parameter, gradient in hidden:
+            if parameter.grad is None:
+                parameter.grad = gradient
 
     def release(self) -> None:
         """End what `hold` began."""
@@ -178,7 +216,7 @@ class RowGate:
 
     def reset(self) -> None:
         """End the step: the next forward pass begins another, without the scores of this one."""
-        self._over, self._resolved = True, None
+        self._over, self._resolved, self._hidden = True, None, []
 
     def held_rows(self, model: nn.Module) -> Iterator[tuple[str, int, Tensor]]:
         """Yield what may not move in this step: a parameter's name, its rows' dimension, bool [n].
@@ -195,32 +233,47 @@ class RowGate:
         """Return the names of the parameters that may not move as a whole (ungated="freeze")."""
         return [] if self.ungated == "train" else [name for name, _ in self._ungated(model)]
 
+    def _token_masks(self, batch: object) -> TokenMask:
+        known = isinstance(batch, Mapping)
+        masks = token_masks(batch, encoder_decoder=self._encoder_decoder) if known else None
+        if masks is None:
+            has = ", ".join(map(str, batch)) if known else f"a {type(batch).__name__}"
+            raise ValueError(
+                "ignore_padding=True needs a model that is called with a mapping that has an "
+                f"attention_mask [N, L], got {has}"
+            )
+        return masks
+
     def _layers(self, model: nn.Module) -> list[GatedLayer]:
         if self._resolved is None:
             self._resolved = resolve_gated_layers(model, self.names)
         return self._resolved
 
     def _scores(self, model: nn.Module) -> dict[str, Tensor]:
-        if self.score == "output":
-            return self._recorder.scores()
         layers = self._layers(model)
+        if self.score == "output":
+            return self._recorder.scores_of_all(layers)
         if self.score == "weight":
-            return weight_scores(layers)
+            return share_scores(weight_scores(layers))
         if self.score == "gradient":
             # Under a GradScaler gradients may overflow; then the step is left out, masked or not.
-            return {name: s.nan_to_num() for name, s in gradient_scores(layers).items()}
+            scores = {name: s.nan_to_num() for name, s in gradient_scores(layers).items()}
+            return share_scores(scores)
         # A generator of torch's cannot be pickled: each step has one of its own instead.
-        sequence = np.random.SeedSequence([self.seed, self._draws])
-        self._draws += 1
+        sequence = np.random.SeedSequence([self.seed, self.draws])
+        self.draws += 1
         generator = torch.Generator().manual_seed(int(sequence.generate_state(1)[0]))
-        return random_scores(layers, generator)
+        return share_scores(random_scores(layers, generator))
 
     def _ungated(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield what is neither a row of a gated layer nor in an output head."""
-        gated = {id(rows.parameter) for layer in self._layers(model) for rows in layer.rows}
+        trained = {id(rows.parameter) for layer in self._layers(model) for rows in layer.rows}
+        # By identity: what a head shares, as a tied embedding, goes by the other module's name.
+        for name, module in model.named_modules():
+            if any(inside(name, head) for head in self._head_names):
+                trained |= {id(parameter) for parameter in module.parameters(recurse=False)}
         for name, parameter in model.named_parameters():
-            in_head = any(inside(name, head) for head in self._head_names)
-            if id(parameter) not in gated and not in_head:
+            if id(parameter) not in trained:
                 yield name, parameter
 
 
@@ -245,10 +298,20 @@ class ShowsGate:
         return self._gate.last_scores
 
 
+def _refuse_compiled(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        # An OptimizedModule is what torch.compile returns; `compile()` marks the module itself.
+        compiled = getattr(module, "_compiled_call_impl", None) is not None
+        if compiled or type(module).__name__ == "OptimizedModule":
+            raise ValueError(
+                f"model is compiled ({name or 'as a whole'}), and what is compiled does not always "
+                "call the hooks that record outputs: use score='output' without compiling, or "
+                "another score"
+            )
+
+
 def _own_names(argument: str, names: TargetModules) -> TargetModules:
     """Return names that no caller can change any more."""
     if names is None or isinstance(names, str):
         return names
-    if not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{argument} must be None, a string or a list of names, got {names!r}")
-    return cast(Collection[str], tuple(names))
+    return tuple(as_list(argument, names, str, what="None, a string or a list of names"))

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeGuard
 
 from torch import nn
 
-from avalanche_mgem.arguments import suggestion
+from avalanche_mgem.arguments import instance, suggestion
 from avalanche_mgem.model.targets import (
     Heads,
     TargetModules,
@@ -89,6 +89,7 @@ def find_gated_layers(
         ValueError: a name or a pattern that matches nothing, a model without a layer to gate, a
             LoRA layer that is merged, DoRA and other variants of LoRA.
     """
+    instance("model", model, nn.Module, what="a torch module")
     known = _gateable(model)
     if not known:
         raise ValueError("model has no layer with rows to gate: no Linear, Conv2d, Conv1D or LoRA")

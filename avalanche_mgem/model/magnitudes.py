@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from avalanche_mgem.arguments import one_of
+from avalanche_mgem.model.distributed import add_up, n_processes, share_first
 from avalanche_mgem.model.layers import GatedLayer
 from avalanche_mgem.model.padding import TokenMask
 from avalanche_mgem.restriction.rows import (
@@ -48,10 +49,11 @@ class MagnitudeRecorder:
         one_of("normalize", normalize, NORMALIZE)
         self.normalize = normalize
         self._hooks: list[RemovableHandle] = []
+        self._guard: list[RemovableHandle] = []
         self.reset()
 
     def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_hooks": []}
+        return {**vars(self), "_hooks": [], "_guard": []}
 
     def open(
         self,
@@ -77,11 +79,17 @@ class MagnitudeRecorder:
             self._hooks.append(layer.module.register_forward_hook(hook))
         if guard is not None:
             on_error = _CloseOnError(self)
-            self._hooks.append(guard.register_forward_hook(on_error, always_call=True))
+            self._guard.append(guard.register_forward_hook(on_error, always_call=True))
         return self
 
     def close(self) -> None:
         """Take the hooks off, our own only; the sums stay."""
+        self.close_layers()
+        while self._guard:
+            self._guard.pop().remove()
+
+    def close_layers(self) -> None:
+        """Take the hooks of layers off, and leave the guard's."""
         while self._hooks:
             self._hooks.pop().remove()
 
@@ -109,9 +117,42 @@ class MagnitudeRecorder:
     def scores(self) -> dict[str, Tensor]:
         """Return the mean magnitude of each unit, float32 [n], of the layers that were called.
 
-        Where no token counted, it is zero.
+        Where no token counted, it is zero. Of this process alone.
         """
         return {name: total / _at_least_one(self.counts[name]) for name, total in self.sums.items()}
+
+    def scores_of_all(self, layers: Iterable[GatedLayer]) -> dict[str, Tensor]:
+        """Return the same over the outputs in all processes; of all of them.
+
+        Sums and numbers of tokens are added up before one is divided by the other, so that each
+        token counts the same, in whatever process. A layer has a score where one has called it.
+
+        Args:
+            layers: that the window was open on, in one order in all processes.
+        """
+        if n_processes() == 1:
+            return self.scores()
+        layers = list(layers)
+        parts = [self._sum_count_and_calls(layer) for layer in layers]
+        together = torch.cat([part.to(parts[0].device) for part in parts])
+        add_up(together)
+        scores = {}
+        own = torch.split(together, [len(part) for part in parts])
+        for layer, part in zip(layers, own, strict=True):
+            if part[-1] > 0:
+                mean = part[:-2] / part[-2].clamp(min=1)
+                scores[layer.name] = mean.float().to(layer.rows[0].parameter.device)
+        return scores
+
+    def _sum_count_and_calls(self, layer: GatedLayer) -> Tensor:
+        """A layer's sums, its number of tokens and whether it was called, float64 [n + 2]."""
+        device = layer.rows[0].parameter.device
+        values = torch.zeros(layer.n_rows + 2, dtype=torch.float64, device=device)
+        if layer.name in self.sums:
+            values[:-2] = self.sums[layer.name]
+            values[-2] = self.counts[layer.name]
+            values[-1] = 1.0
+        return values
 
 
 def _at_least_one(count: int | Tensor) -> int | Tensor:
@@ -128,9 +169,10 @@ class _Hook:
     token_mask: Tensor | None
 
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-        mask = self.token_mask
-        fits = mask is not None and self.channel_dim == -1 and output.ndim > mask.ndim
-        if mask is None or not fits or output.shape[: mask.ndim] != mask.shape:
+        mask = self.token_mask if self.channel_dim == -1 else None
+        if mask is not None and output.ndim == 2 and len(output) == mask.numel():
+            mask = mask.reshape(-1)  # some models hand their layers all tokens in a row
+        elif mask is not None and output.shape[:-1][: mask.ndim] != mask.shape:
             mask = None
         total, count = token_magnitudes(
             output,
@@ -151,7 +193,9 @@ class _CloseOnError:
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: object) -> None:
         # torch calls such a hook with None when the forward pass has raised.
         if output is None:
-            self.recorder.close()
+            # It goes over the hooks at this moment, which cannot lose one before the last.
+            is_last = next(reversed(module._forward_hooks.values())) is self
+            (self.recorder.close if is_last else self.recorder.close_layers)()
 
     def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
         return _no_hook, ()
@@ -163,6 +207,13 @@ def _no_hook() -> Callable[..., None]:
 
 def _do_nothing(*arguments: object) -> None:
     """Stand for a hook in a copy."""
+
+
+def share_scores(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the first process's scores, for those that all have alike or draw; of all."""
+    for score in scores.values():
+        share_first(score)
+    return scores
 
 
 def weight_scores(layers: Iterable[GatedLayer]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from torch import nn
 
-from avalanche_mgem.arguments import one_of, positive_int, suggestion
+from avalanche_mgem.arguments import as_list, instance, one_of, positive_int, suggestion
 
 NamedParameters = Sequence[tuple[str, nn.Parameter]]
 ParameterGroups = (
@@ -55,7 +55,9 @@ def check_parameter_groups(parameter_groups: ParameterGroups) -> None:
     elif isinstance(parameter_groups, Mapping):
         if not parameter_groups:
             raise ValueError("parameter_groups must name at least one module, got {}")
-    elif not callable(parameter_groups):
+        for group, patterns in parameter_groups.items():
+            as_list(f"parameter_groups[{group!r}]", patterns, str, what="a list of patterns")
+    elif not callable(parameter_groups) or isinstance(parameter_groups, type):
         raise ValueError(
             "parameter_groups must be a whole number, 'layer', 'tensor', a mapping or a callable, "
             f"got {parameter_groups!r}"
@@ -90,7 +92,9 @@ def make_partition(
         ValueError: no trainable parameters, more blocks than positions, a pattern that matches no
             parameter, a parameter in two modules, parameters left out.
     """
+    instance("model", model, nn.Module, what="a torch module")
     check_parameter_groups(parameter_groups)
+    one_of("unassigned_parameters", unassigned_parameters, ("error", "free", "module"))
     parameters = restricted_parameters(model)
     if not parameters:
         raise ValueError("model has no parameter that requires a gradient: nothing to restrict")
@@ -127,7 +131,8 @@ def _groups_by_name(
     if isinstance(parameter_groups, Mapping):
         return {group: _match(group, p, known) for group, p in parameter_groups.items()}
     assert callable(parameter_groups)  # check_parameter_groups has seen to it
-    named = parameter_groups(model)
+    what = "a callable that returns {name: [parameter names]}"
+    named = instance("parameter_groups", parameter_groups(model), Mapping, what=what)  # type: ignore[type-abstract]
     for group, names in named.items():
         _require_known(group, names, known)
     return {group: [known[name] for name in names] for group, names in named.items()}

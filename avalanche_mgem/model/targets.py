@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from avalanche_mgem.arguments import suggestion
+from avalanche_mgem.arguments import as_list, suggestion
 
 TargetModules = str | Collection[str] | None
 Heads = str | Sequence[str] | None
@@ -54,6 +54,7 @@ def head_names(model: nn.Module, layers: Layers, heads: Heads = None) -> list[st
     if heads is None:
         found = [head for head in _usual_heads(model) if any(inside(n, head) for n in layers)]
         return found or [name for name, module in layers.items() if not convolves(module)][-1:]
+    check_heads(heads)
     names = [name for name, _ in model.named_modules()]
     found = []
     for pattern in [heads] if isinstance(heads, str) else heads:
@@ -63,6 +64,12 @@ def head_names(model: nn.Module, layers: Layers, heads: Heads = None) -> list[st
             raise ValueError(f"heads: {pattern!r} matches no module; {known}")
         found += matched
     return found
+
+
+def check_heads(heads: Heads) -> None:
+    """Raise ValueError for heads that are neither None nor a name or pattern nor a list of them."""
+    if not (heads is None or isinstance(heads, str)):
+        as_list("heads", heads, str, what="None, a name or pattern, or a list of them")
 
 
 def _usual_heads(model: nn.Module) -> Iterator[str]:
@@ -103,7 +110,7 @@ def target_names(model: nn.Module, layers: Layers, target_modules: TargetModules
     if target_modules is None:
         return _of_their_own(model, layers)
     matchers: dict[str, Callable[[str], bool]]
-    if target_modules == "all-linear":
+    if isinstance(target_modules, str) and target_modules == "all-linear":
         matchers = {"all-linear": lambda name: not convolves(layers[name])}
     elif isinstance(target_modules, str):
         matchers = {target_modules: _expression(target_modules, _wrapping(model))}

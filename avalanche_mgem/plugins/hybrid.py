@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -10,11 +10,28 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 
-from avalanche_mgem.arguments import finite, one_of, positive_int
+from avalanche_mgem.arguments import as_list, finite, one_of, positive_int
 from avalanche_mgem.bridge.boundaries import Boundary, task_boundary
+from avalanche_mgem.bridge.distributed import require_unused
+from avalanche_mgem.bridge.epochs import when_the_epoch_begins
+from avalanche_mgem.bridge.nonfinite import (
+    GuardsSteps,
+    OnNonFinite,
+    StepGuard,
+    all_finite,
+    place,
+)
+from avalanche_mgem.bridge.paths import forget_steps, show_gradients
 from avalanche_mgem.bridge.probes import GradientProbe
+from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.model.blocks import Blocks, Modules, check_modules, find_blocks
-from avalanche_mgem.model.freezing import Freezer
+from avalanche_mgem.model.distributed import (
+    first_of_all,
+    require_in_step,
+    require_whole_parameters,
+    unwrapped,
+)
+from avalanche_mgem.model.freezing import Freezer, ModelReference
 from avalanche_mgem.model.targets import Heads
 from avalanche_mgem.restriction.similarity import (
     Decision,
@@ -31,7 +48,7 @@ Granularity = Literal["model", "module"]
 Reference = Literal["end", "start"]
 
 
-class HybridMagnitudePlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
+class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untyped
     """Train few modules on a task that is like the last one, and more on one that is not.
 
     At the start of each task after the first, s = metric(g_t, g_{t-1}), g being the gradient of the
@@ -45,10 +62,13 @@ class HybridMagnitudePlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanch
     heads: every default for these is ours.
 
     Runs on `before_training_epoch` (the decision, before an experience's first epoch, when all
-    plugins have prepared the model; from then on parameters are frozen), `before_forward` (frozen
-    batch norm in evaluation mode), the last `after_training_epoch` (everything is thawed) and
-    `after_training_exp` (g_{t-1}). Any order with other plugins will do. An exception in training
-    leaves parameters frozen until the next training starts, or until `thaw`.
+    plugins have prepared the model; parameters are frozen behind all plugins' part in this event,
+    unless one of them stops the training there), `before_forward` (frozen batch norm in evaluation
+    mode), each `after_training_epoch` (everything is thawed until the next epoch begins, or for
+    what ends the task) and `after_training_exp` (g_{t-1}). Any order with other plugins will do. An
+    exception in training leaves parameters frozen until the next training starts, or until `thaw`;
+    the same task can be trained again then. A new strategy with another model begins anew, with a
+    first task; a copy of the plugin goes on in one.
 
     Args:
         mode: "adaptive", as above. "frozen": `low` modules train on every task after the first.
@@ -79,17 +99,25 @@ class HybridMagnitudePlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanch
             decision. Not used elsewhere.
         seed: of the probes. None: torch's current initial seed. The global random states are never
             drawn from.
+        on_nonfinite: a step with NaN or Inf in its loss or a gradient: "raise" an error that names
+            it, or "skip" it: no weight, no state of the optimiser and no running statistic changes
+            by it; see `avalanche_mgem.bridge.nonfinite.StepGuard`. A g_t or g_{t-1} that is not
+            finite raises an error too, or compares with nothing: everything trains.
 
     Attributes:
         last_decision: what trains, and why; None before training.
+        skipped_steps: how many steps were left out (on_nonfinite="skip").
+        skipped_probes: how many g_t or g_{t-1} were.
 
-    The memory it takes between two tasks is that of one gradient, which is part of a checkpoint.
+    The memory it takes is that of one gradient from the end of the first task on, g_{t-1}, and with
+    reference="start" that of g_t besides while a task trains. It is part of a checkpoint.
 
     Raises:
         ValueError: an argument out of range, at construction; modules, heads or numbers that do not
             fit the model, a model without a trainable parameter outside its heads, a stream without
             boundaries and no `decide_every`, before the first iteration.
-        FloatingPointError: a gradient that is not finite.
+        FloatingPointError: what is not finite (on_nonfinite="raise"), before the optimiser's step;
+            running statistics have seen the minibatch by then.
     """
 
     def __init__(
@@ -108,8 +136,12 @@ class HybridMagnitudePlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanch
         probe_batches: int = 8,
         decide_every: int | None = None,
         seed: int | None = None,
+        on_nonfinite: OnNonFinite = "raise",
     ) -> None:
         super().__init__()
+        self.supports_distributed = True
+        self._guard = StepGuard(on_nonfinite)
+        self.skipped_probes = 0
         self.mode = one_of("mode", mode, ("adaptive", "frozen", "initialized"))
         self.threshold = finite("threshold", threshold)
         self.low = positive_int("low", low, minimum=0)
@@ -123,7 +155,7 @@ class HybridMagnitudePlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanch
                 "schedule='graded' needs granularity='model': module by module, each trains or not"
             )
         check_modules(modules)
-        self.modules = modules
+        self.modules = _own_modules(modules)
         self.heads = _own_heads(heads)
         check_metric(metric)
         self.metric: Metric = metric
@@ -135,11 +167,19 @@ class HybridMagnitudePlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanch
             positive_int("seed", seed, minimum=0)
         sequence = np.random.SeedSequence(torch.initial_seed() if seed is None else seed)
         self._probe = GradientProbe(probe_batches, int(sequence.generate_state(1)[0]))
-        self.last_decision: Decision | None = None
         self._freezer = Freezer()
+        self._trained = ModelReference()  # the model that the decisions were about
         self._boundary = Boundary(known=True, starts=True, ends=True)
         self._is_new = False  # whether the experience has not begun to train
+        self._waits = False  # with the freezing, for an epoch to begin
+        self._in_step = False  # whether the processes are known to be
+        self._begin()
+
+    def _begin(self) -> None:
+        self.last_decision: Decision | None = None
+        self._is_first = True  # whether no task has ended
         self._earlier: dict[str, Tensor] = {}  # g_{t-1}
+        self._now: dict[str, Tensor] = {}  # g_t, where the next task compares with it
         self._open: Any = None  # data of a task of which is not known whether it has ended
         self._iterations = 0  # since the last decision
 
@@ -148,18 +188,31 @@ class HybridMagnitudePlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanch
         self._freezer.thaw(model)
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
-        """Thaw what an interrupted training left frozen."""
-        self.thaw(strategy.model)
+        """Thaw what an interrupted training left frozen; begin anew in a new strategy."""
+        model = unwrapped(strategy.model)
+        self._freezer.release(model)
+        # Later, it is the same strategy: GDumb and others replace the model between experiences.
+        if strategy.clock.train_exp_counter == 0 and self._trained.is_other_than(model):
+            self._begin()
+        self._trained = ModelReference(model)
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Measure g_{t-1} where a task turns out to have ended, before heads grow."""
         if self._open is not None and task_boundary(strategy.experience).starts:
-            self._measure_end(strategy, self._open)
-            self._open = None
+            self._end_task(strategy, self._open)
+
+    def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Refuse an experience without samples."""
+        require_samples(strategy)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Check that the arguments fit the model and the stream."""
-        self._is_new = True
+        require_whole_parameters(strategy.model, "HybridMagnitudePlugin")
+        if self.mode != "initialized":
+            require_unused(strategy.model)
+        self._is_new, self._waits = True, False
+        self._in_step = False
+        self._guard.start()
         self._boundary = task_boundary(strategy.experience)
         if not self._boundary.known and self.decide_every is None and self.mode != "initialized":
             raise ValueError(
@@ -167,70 +220,104 @@ class HybridMagnitudePlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanch
                 "got None"
             )
         if self._boundary.starts or self.last_decision is None:
-            self._blocks(strategy.model)
+            self._blocks(unwrapped(strategy.model))
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """Decide where a task starts, and freeze what does not train."""
+        """Decide where a task starts; what does not train is frozen when the epoch begins."""
         is_new, self._is_new = self._is_new, False
         starts = self._boundary.known and self._boundary.starts and is_new
         if starts or self.last_decision is None or self._is_due():
             self._decide(strategy)
-        elif is_new:
-            self._freeze(strategy.model)
+        self._waits = True
+        when_the_epoch_begins(strategy, self._epoch_begins)
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """See to it that what is frozen stays so."""
-        self._freezer.keep(strategy.model)
+        self._epoch_begins(strategy)
+        self._freezer.keep(unwrapped(strategy.model))
+        self._guard.open(strategy)
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         """See to it that what is frozen stays so, whoever called model.train() since."""
-        self._freezer.keep(strategy.model)
+        self._freezer.keep(unwrapped(strategy.model))
+
+    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Note the loss."""
+        self._guard.add_loss(strategy)
+
+    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+        """Skip a step that is not finite."""
+        if not self._in_step:
+            require_in_step(strategy.model)
+            self._in_step = True
+        self._guard.allows(strategy)
+
+    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+        """End the step."""
+        self._guard.close()
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Decide in the midst of an epoch, where a stream has no task boundaries."""
         self._iterations += 1
         # Here and not before an iteration, so that all plugins see the same parameters in one.
         if self._is_due() and _epoch_goes_on(strategy):
+            named = unwrapped(strategy.model).named_parameters()
+            frozen = [name for name, parameter in named if not parameter.requires_grad]
             self._decide(strategy)
+            self._freeze(strategy)
+            show_gradients(unwrapped(strategy.model), frozen)
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """Thaw after the last epoch, so that whatever ends a task finds the whole model."""
-        if strategy.clock.train_exp_epochs + 1 >= strategy.train_epochs:
-            self._end(strategy.model)
+        """Thaw: any epoch may be the last, and whatever ends a task needs the whole model."""
+        model = unwrapped(strategy.model)
+        self._freezer.keep(model)
+        self._freezer.pause(model)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Measure g_{t-1} at the end of a task (reference="end")."""
-        self._end(strategy.model)
-        boundary = self._boundary
-        if self.mode != "adaptive" or self.reference == "start" or not boundary.known:
-            return
-        if boundary.ends:
-            self._measure_end(strategy, strategy.experience.dataset)
-        self._open = None if boundary.ends else strategy.experience.dataset
-
-    def _end(self, model: nn.Module) -> None:
+        model = unwrapped(strategy.model)
         self._freezer.keep(model)
         self.thaw(model)
+        if self._boundary.ends:
+            self._end_task(strategy, strategy.experience.dataset)
+        elif self._boundary.known:
+            self._open = strategy.experience.dataset if self._measures_ends else ()
+
+    @property
+    def _measures_ends(self) -> bool:
+        return self.mode == "adaptive" and self.reference == "end"
+
+    def _end_task(self, strategy: Any, dataset: Any) -> None:
+        """Replace g_{t-1}, and not before: a task that was interrupted may be trained again."""
+        earlier = self._now
+        if self._measures_ends:
+            blocks = self._blocks(unwrapped(strategy.model))
+            earlier = self._gradient(strategy, dataset, blocks)
+        self._earlier, self._now = earlier, {}
+        self._open, self._is_first = None, False
 
     def _is_due(self) -> bool:
         every = self.decide_every
         return not self._boundary.known and every is not None and self._iterations >= every
 
     def _decide(self, strategy: Any) -> None:
-        self.thaw(strategy.model)
-        blocks = self._blocks(strategy.model)
+        self.thaw(unwrapped(strategy.model))
+        blocks = self._blocks(unwrapped(strategy.model))
         at_start = self.reference == "start" or not self._boundary.known
         gradient: dict[str, Tensor] = {}
         if self.mode == "adaptive" and (at_start or self._earlier):
             gradient = self._gradient(strategy, strategy.experience.dataset, blocks)
-        self.last_decision = self._decision(blocks, gradient)
-        self._earlier = gradient if at_start else {}
+        self.last_decision = first_of_all(self._decision(blocks, gradient))
+        if self._boundary.known:
+            self._now = gradient if at_start else {}
+        else:
+            self._earlier = gradient
         self._iterations = 0
-        self._freeze(strategy.model)
 
     def _decision(self, blocks: Blocks, gradient: dict[str, Tensor]) -> Decision:
         names = blocks.names
-        if self.last_decision is None or self.mode == "initialized":
+        is_first = self._is_first if self._boundary.known else self.last_decision is None
+        if is_first or self.mode == "initialized":
             return Decision(None, {}, names, names)
         if self.mode == "frozen":
             return Decision(None, {}, names[: self.low], names)
@@ -244,17 +331,24 @@ class HybridMagnitudePlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanch
             trained = names[: n_trained(overall, self.low, high, self.threshold, self.schedule)]
         return Decision(overall, each, trained, names)
 
-    def _freeze(self, model: nn.Module) -> None:
+    def _epoch_begins(self, strategy: Any) -> None:
+        if self._waits:
+            self._freeze(strategy)
+
+    def _freeze(self, strategy: Any) -> None:
         """Freeze what the last decision left out; a module that came since trains."""
+        self._waits = False
         decision = self.last_decision
         assert decision is not None
         frozen = set(decision.modules).difference(decision.trained)
         if not frozen:
             return
+        model = unwrapped(strategy.model)
         blocks = self._blocks(model)
         for name in blocks.names:
             if name in frozen:
                 self._freezer.freeze(model, blocks.parameters[name], blocks.statistics[name])
+                forget_steps(strategy, blocks.parameters[name])
 
     def _blocks(self, model: nn.Module) -> Blocks:
         blocks = find_blocks(model, self.modules, heads=self.heads)
@@ -270,12 +364,19 @@ class HybridMagnitudePlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanch
             raise ValueError("low=0 trains the output heads alone, and the model has none to train")
         return blocks
 
-    def _measure_end(self, strategy: Any, dataset: Any) -> None:
-        self._earlier = self._gradient(strategy, dataset, self._blocks(strategy.model))
-
     def _gradient(self, strategy: Any, dataset: Any, blocks: Blocks) -> dict[str, Tensor]:
         names = [name for module in blocks.parameters.values() for name in module]
-        return self._probe.gradient(strategy, dataset, names)
+        gradient = self._probe.gradient(strategy, dataset, names)
+        if all_finite(gradient.values()):
+            return gradient
+        if self.on_nonfinite == "raise":
+            bad = next(name for name, value in gradient.items() if not all_finite([value]))
+            raise FloatingPointError(
+                f"the gradient that tasks are compared by holds NaN or Inf in {bad!r}, in "
+                f"{place(strategy)} (on_nonfinite='skip' lets everything train then)"
+            )
+        self.skipped_probes += 1
+        return {}
 
 
 def _epoch_goes_on(strategy: Any) -> bool:
@@ -283,10 +384,17 @@ def _epoch_goes_on(strategy: Any) -> bool:
     return bool(strategy.clock.train_epoch_iterations + 1 < len(strategy.dataloader))
 
 
+def _own_modules(modules: Modules) -> Modules:
+    """Return modules that no caller can change any more."""
+    if modules is None or callable(modules):
+        return modules
+    if isinstance(modules, Mapping):
+        return {name: tuple(patterns) for name, patterns in modules.items()}
+    return tuple(modules)
+
+
 def _own_heads(heads: Heads) -> Heads:
     """Return names that no caller can change any more."""
     if heads is None or isinstance(heads, str):
         return heads
-    if not isinstance(heads, Collection) or not all(isinstance(name, str) for name in heads):
-        raise ValueError(f"heads must be None, a string or a list of names, got {heads!r}")
-    return tuple(heads)
+    return tuple(as_list("heads", heads, str, what="None, a string or a list of names"))

@@ -17,9 +17,24 @@ from avalanche_mgem.arguments import finite, one_of, positive_int
 from avalanche_mgem.bridge.boundaries import task_boundary
 from avalanche_mgem.bridge.generalization import GeneralizationProbe
 from avalanche_mgem.bridge.memory import EpisodicMemory, MemoryGroup, Selection, Split
+from avalanche_mgem.bridge.nonfinite import (
+    GuardsSteps,
+    OnNonFinite,
+    OptimizerSnapshot,
+    StepGuard,
+    row_reason,
+)
 from avalanche_mgem.bridge.rows import BatchNorm, MemoryRows, Passes
+from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.bridge.size import check_size, rows_of_stream
 from avalanche_mgem.bridge.still import HoldsStill, Still, held_still
+from avalanche_mgem.model.distributed import (
+    first_vector,
+    n_processes,
+    require_in_step,
+    require_whole_parameters,
+    unwrapped,
+)
 from avalanche_mgem.model.gradients import GradientMatrix, positions, write_gradients
 from avalanche_mgem.model.partition import (
     ParameterGroups,
@@ -44,7 +59,7 @@ from avalanche_mgem.restriction.rounds import Ridge
 _GEM_RIDGE = 1e-3
 
 
-class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
+class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untyped
     """Restrict every update so that it does no harm to the memory of past tasks.
 
     Runs on `before_training_iteration` (the gradients of the memory), on `after_backward` (the
@@ -55,6 +70,10 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
 
     With one module and one group this is GEM, and equals Avalanche's GEMPlugin on the same memory
     (where some parameters are unused in a step: with unused_parameters="include").
+
+    Several processes, the model in DistributedDataParallel: all keep the same memory, each computes
+    the rows on its part of every group, the rows are averaged, and the first one's projection is
+    that of all. See `avalanche_mgem.bridge.distributed`.
 
     Args:
         patterns_per_experience: samples kept of each task; where a stream has no task boundaries,
@@ -112,6 +131,12 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         seed: of the memory's selection, split and memory_batch_size, and of dropout in its forward
             passes. None: torch's current initial seed. The global random states are never drawn
             from.
+        on_nonfinite: a step with NaN or Inf in its loss, a gradient or a memory row: "raise" an
+            error that names it, or "skip" it: no weight, no state of the optimiser and no running
+            statistic changes by it; see `avalanche_mgem.bridge.nonfinite.StepGuard`. A memorised
+            sample that gives NaN keeps all later steps from being taken. With restrict="update" the
+            step is taken first and undone, for which "skip" copies the optimiser's state before
+            each step; "raise" puts the parameters back.
 
     Attributes:
         last_projection: what the last iteration's projection did, its gradient left out; None where
@@ -121,10 +146,13 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         last_seconds: what the last iteration's parts took, by the clock on the wall: "memory" (the
             gradients of the memory; about nothing where they are used again) and "projection". A
             GPU may still be at work then.
+        skipped_steps: how many steps were left out (on_nonfinite="skip").
 
     Raises:
         ValueError: an argument out of range, at construction; a partition that does not fit the
             model, before the first iteration.
+        FloatingPointError: what is not finite (on_nonfinite="raise"); running statistics have seen
+            the minibatch by then.
     """
 
     def __init__(
@@ -150,8 +178,11 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         memory_device: torch.device | str | None = None,
         generalization_every: int | None = None,
         seed: int | None = None,
+        on_nonfinite: OnNonFinite = "raise",
     ) -> None:
         super().__init__()
+        self.supports_distributed = True
+        self._guard = StepGuard(on_nonfinite)
         if seed is not None:
             positive_int("seed", seed, minimum=0)
         seeds = np.random.SeedSequence(torch.initial_seed() if seed is None else seed).spawn(3)
@@ -201,15 +232,24 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         self._probe = GeneralizationProbe(generalization_every, _number(seeds[2]))
         self._matrix = GradientMatrix()
         self._step = StepRecorder()
+        self._undo: OptimizerSnapshot | None = None  # of the step that is being taken
         self._partitions = PartitionCache()
         self._names: list[str] = []  # of the parameters behind the matrix
         self._restricted = Partition((), (), 0)  # of those parameters
         self._strengths = torch.empty(0)  # one a memory row; empty: nothing to restrict with
         self._experience = -1
         self._boundaries_known = True
+        self._in_step = False  # whether the processes are known to be
+
+    def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Refuse an experience without samples."""
+        require_samples(strategy)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Check partition and size; open the memory of a task that starts."""
+        require_whole_parameters(strategy.model, "MGEMPlugin")
+        self._in_step = False
+        self.memory.agree()
         boundary = task_boundary(strategy.experience)
         self._boundaries_known = boundary.known
         if boundary.starts:
@@ -218,7 +258,7 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
             self._experience += 1
         if self.memory.device is None:
             self.memory.device = strategy.device
-        self._partition(strategy.model)
+        self._partition(unwrapped(strategy.model))
         beside = any(isinstance(plugin, HoldsStill) for plugin in strategy.plugins)
         if beside and self._rows.refresh_every > 1:
             raise ValueError(
@@ -226,10 +266,12 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
                 f"step, such as MIGUPlugin, got {self._rows.refresh_every}"
             )
         self._rows.start_experience()
+        self._guard.start()
         self._check_size(strategy)
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Compute one gradient for each group of the memory."""
+        self._guard.open(strategy)
         self.last_projection = None
         self.last_seconds, self.last_generalization = {}, {}
         groups = self.memory.closed_groups()
@@ -242,9 +284,38 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
 
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Project the gradient (restrict="gradient")."""
+        self._guard.add_loss(strategy)
+        if not self._in_step:
+            require_in_step(strategy.model)
+            self._in_step = True
         if self.restrict == "update" or not len(self._strengths):
             return
-        parameters = self._parameters(strategy.model)
+        # What is not finite may lie where the projection does not look.
+        if self._guard.allows(strategy):
+            try:
+                self._restrict_gradient(strategy)
+            except FloatingPointError as error:
+                self._guard.refuse(strategy, error, self._row_reason(strategy))
+
+    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+        """Skip a step that is not finite; remember where it begins (restrict="update")."""
+        if not self._guard.allows(strategy):
+            return
+        if self.restrict == "update" and len(self._strengths):
+            self._step.start(self._parameters(unwrapped(strategy.model)), strategy.optimizer)
+            if self.on_nonfinite == "skip":
+                self._undo = OptimizerSnapshot(strategy.optimizer)
+
+    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+        """Project the step that the optimiser took (restrict="update")."""
+        if self.restrict == "update" and len(self._strengths) and not self._guard.skips:
+            with self._timed("projection"):
+                self._restrict_step(strategy)
+        self._undo = None
+        self._guard.close()
+
+    def _restrict_gradient(self, strategy: Any) -> None:
+        parameters = self._parameters(unwrapped(strategy.model))
         rates = step_rates(parameters, strategy.optimizer)
         held = held_still(strategy, of="gradient")
         still = [
@@ -257,26 +328,13 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
             if projected is not None:
                 write_gradients(parameters, projected, gradients)
 
-    def before_update(self, strategy: Any, **kwargs: Any) -> None:
-        """Remember where the parameters are (restrict="update")."""
-        if self.restrict == "update" and len(self._strengths):
-            self._step.start(self._parameters(strategy.model), strategy.optimizer)
-
-    def after_update(self, strategy: Any, **kwargs: Any) -> None:
-        """Project the step that the optimiser took (restrict="update")."""
-        if self.restrict == "gradient" or not len(self._strengths):
-            return
-        with self._timed("projection"):
-            held = held_still(strategy, of="update")
-            self._restrict_step(self._parameters(strategy.model), held)
-
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Begin a pass of the memory's ring over the experience (memory_selection="ring")."""
         self.memory.start_pass(strategy.experience.dataset)
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Let the memory's ring keep in step (memory_selection="ring")."""
-        self.memory.advance(strategy.train_mb_size)
+        self.memory.advance(strategy.train_mb_size * n_processes())
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Take samples of the experience; close the memory of a task that ends."""
@@ -286,16 +344,28 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         self._strengths = torch.empty(0)
         self._step.forget()
 
-    def _restrict_step(self, parameters: list[nn.Parameter], held: Still) -> None:
+    def _restrict_step(self, strategy: Any) -> None:
+        parameters = self._parameters(unwrapped(strategy.model))
         update = self._step.finish(parameters)
         self._matrix.scale_rows(self._step.metric, parameters)
         try:
-            projected = self._project(parameters, update, held)
-        except FloatingPointError:
+            projected = self._project(parameters, update, held_still(strategy, of="update"))
+        except FloatingPointError as error:
             self._step.undo(parameters)
-            raise
+            if self._undo is not None:
+                self._undo.restore()
+            self._guard.refuse(strategy, error, self._row_reason(strategy))
+            return
         if projected is not None:
             self._step.redo(parameters, self._matrix.gradient, projected)
+
+    def _row_reason(self, strategy: Any) -> str | None:
+        columns = positions(self._parameters(unwrapped(strategy.model)))
+        return row_reason(
+            self._matrix.rows[: len(self._strengths)],
+            dict(zip(self._names, columns, strict=True)),
+            [len(groups) for groups in self.memory.closed_tasks()],
+        )
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -327,16 +397,16 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         classes = getattr(strategy.experience, "classes_in_this_experience", ())
         added = self.memory.most_groups(len(classes)) + self._probe.rows_a_task
         closed = len(self.memory.closed_groups()) + len(self.memory) * self._probe.rows_a_task
-        parameters = [p for _, p in restricted_parameters(strategy.model)]
+        parameters = [p for _, p in restricted_parameters(unwrapped(strategy.model))]
         now = closed if self._boundaries_known else closed + added
         check_size(now, parameters, self.max_row_bytes, "in this experience")
         at_end = rows_of_stream(strategy.experience, closed, added)
         check_size(at_end, parameters, self.max_row_bytes, "in the stream's last experience")
 
     def _fill_rows(self, strategy: Any, groups: list[MemoryGroup]) -> None:
-        named = restricted_parameters(strategy.model)
+        named = restricted_parameters(unwrapped(strategy.model))
         self._names, parameters = [name for name, _ in named], [p for _, p in named]
-        self._restricted = self._partition(strategy.model)
+        self._restricted = self._partition(unwrapped(strategy.model))
         held_out = self._probe.groups(self.memory, strategy.clock.train_iterations)
         self._matrix.fit(parameters, len(groups) + len(held_out))
         rows = self._matrix.rows
@@ -380,7 +450,8 @@ class MGEMPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
             gradient=torch.empty(0),  # the long vector may be the matrix's own memory
             module_names=self._restricted.names,
         )
-        return projection.gradient if projection.violated else None
+        projected = projection.gradient if projection.violated else None
+        return first_vector(projected, like=self._matrix.gradient)
 
 
 def _number(seed: np.random.SeedSequence) -> int:
@@ -388,7 +459,7 @@ def _number(seed: np.random.SeedSequence) -> int:
 
 
 def _schedule(memory_strength: float | Schedule) -> Schedule:
-    if callable(memory_strength):
+    if callable(memory_strength) and not isinstance(memory_strength, type):
         return memory_strength
     return ConstantSchedule(finite("memory_strength", memory_strength, minimum=0.0))
 
@@ -401,7 +472,7 @@ def _solver(solver: str | DualSolver) -> DualSolver:
 
 
 def _ridge(ridge: float | str) -> float | Literal["auto", "relative"]:
-    if ridge == "auto" or ridge == "relative":  # noqa: PLR1714  # so that types narrow
+    if isinstance(ridge, str) and ridge in ("auto", "relative"):
         return ridge  # type: ignore[return-value]
     if isinstance(ridge, str):
         raise ValueError(f"ridge must be 'auto', 'relative' or a number > 0, got {ridge!r}")

@@ -5,17 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from avalanche.training.plugins import SupervisedPlugin
-from torch import distributed
 
 from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.bridge.boundaries import task_boundary
+from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard
+from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.bridge.still import Still
+from avalanche_mgem.model.distributed import (
+    require_in_step,
+    require_whole_parameters,
+    unwrapped,
+)
 from avalanche_mgem.model.gate import Freeze, RowGate, Score, ShowsGate, Ungated
 from avalanche_mgem.model.targets import Heads, TargetModules
 from avalanche_mgem.restriction.rows import Normalize
 
 
-class MIGUPlugin(ShowsGate, SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
+class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untyped
     """Let only those rows of linear layers move whose outputs are the largest.
 
     For each gated layer y = xW' + b, n_i is the mean of |y_i| over all tokens of the minibatch; the
@@ -27,6 +33,9 @@ class MIGUPlugin(ShowsGate, SupervisedPlugin):  # type: ignore[misc]  # Avalanch
     Steps that accumulate gradients: n is summed over all forward passes since the last
     `after_update`, so a strategy must trigger `before_update` and `after_update` only where its
     optimiser steps.
+
+    Several processes, the model in DistributedDataParallel: n is over the minibatches of all, and
+    all mask the same rows. See `avalanche_mgem.bridge.distributed`.
 
     Args:
         mask_fraction: T in [0, 1), the fraction of the rows that is held still: 0.7 in the paper
@@ -52,6 +61,9 @@ class MIGUPlugin(ShowsGate, SupervisedPlugin):  # type: ignore[misc]  # Avalanch
         skip_tasks: the first tasks, which train freely; the paper's is 1.
         skip_steps: the first steps that train freely, where a stream does not tell its tasks.
         seed: of score="random". None: torch's current initial seed.
+        on_nonfinite: a step with NaN or Inf in its loss, a gradient or a score: "raise" an error
+            that names it, or "skip" it: no weight, no state of the optimiser and no running
+            statistic changes by it; see `avalanche_mgem.bridge.nonfinite.StepGuard`.
 
     Attributes:
         mask_fraction: as above.
@@ -59,11 +71,16 @@ class MIGUPlugin(ShowsGate, SupervisedPlugin):  # type: ignore[misc]  # Avalanch
             name; None where all might.
         last_scores: n of the last iteration, float32 [n] by layer, also where nothing was masked;
             None before the first.
+        skipped_steps: how many steps were left out (on_nonfinite="skip"); they leave the two above
+            as they were.
 
     Raises:
         ValueError: an argument out of range, at construction; a target that matches nothing or a
             model without a layer to gate, before the first iteration.
-        RuntimeError: several processes train together, before the first iteration.
+        RuntimeError: parameters or gradients are not the same in all processes, before the first
+            step of an experience.
+        FloatingPointError: what is not finite (on_nonfinite="raise"), before the optimiser's step;
+            running statistics have seen the minibatch by then.
     """
 
     def __init__(
@@ -80,8 +97,11 @@ class MIGUPlugin(ShowsGate, SupervisedPlugin):  # type: ignore[misc]  # Avalanch
         skip_tasks: int = 1,
         skip_steps: int = 0,
         seed: int | None = None,
+        on_nonfinite: OnNonFinite = "raise",
     ) -> None:
         super().__init__()
+        self.supports_distributed = True
+        self._guard = StepGuard(on_nonfinite)
         self._gate = RowGate(
             mask_fraction,
             target_modules=target_modules,
@@ -96,38 +116,72 @@ class MIGUPlugin(ShowsGate, SupervisedPlugin):  # type: ignore[misc]  # Avalanch
         self.skip_tasks = positive_int("skip_tasks", skip_tasks, minimum=0)
         self.skip_steps = positive_int("skip_steps", skip_steps, minimum=0)
         self._tasks = 0  # that have begun
+        self._unfinished: int | None = None  # the experience that has begun and not ended
         self._steps = 0
         self._boundaries_known = True
+        self._in_step = False  # whether the processes are known to be
+
+    def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Refuse an experience without samples."""
+        require_samples(strategy)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Find the layers; count the task that starts."""
-        _require_one_process()
-        self._gate.find(strategy.model)
+        require_whole_parameters(strategy.model, "MIGUPlugin")
+        self._in_step = False
+        self._gate.find(unwrapped(strategy.model))
         boundary = task_boundary(strategy.experience)
         self._boundaries_known = boundary.known
-        self._tasks += boundary.starts
+        # A task whose training has failed and begins again is no second one.
+        again = self._unfinished == (place := strategy.experience.current_experience)
+        self._tasks += boundary.starts and not again
+        self._unfinished = place
+        self._guard.start()
+
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Remember what a skipped step must put back (on_nonfinite="skip")."""
+        self._guard.open(strategy)
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Begin to record the magnitudes."""
-        self._gate.open(strategy.model, strategy.mb_x)
+        self._gate.open(unwrapped(strategy.model), strategy.mb_x)
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         """End it."""
         self._gate.close()
 
+    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Note the loss."""
+        self._guard.add_loss(strategy)
+
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
         """Mask the gradients, and hold the rows through the step (freeze="update")."""
-        if self._is_active():
-            self._gate.mask(strategy.model)
-            self._gate.hold(strategy.model, strategy.optimizer)
-        else:
-            self._gate.look(strategy.model)
+        if not self._in_step:
+            require_in_step(strategy.model)
+            self._in_step = True
+        if not self._guard.allows(strategy):
+            return
+        if not self._is_active():
+            self._gate.look(unwrapped(strategy.model))
+            return
+        try:
+            self._gate.mask(unwrapped(strategy.model))
+        except FloatingPointError as error:
+            self._guard.refuse(strategy, error)
+            return
+        self._gate.hold(unwrapped(strategy.model), strategy.optimizer)
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
         """Forget the step."""
         self._gate.release()
+        self._gate.unhide()
         self._gate.reset()
-        self._steps += 1
+        self._steps += not self._guard.skips
+        self._guard.close()
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Note that it has ended."""
+        self._unfinished = None
 
     def held_still(self, strategy: Any, *, of: str) -> Still:
         """Return what this step holds still, see `avalanche_mgem.bridge.still`.
@@ -136,7 +190,7 @@ class MIGUPlugin(ShowsGate, SupervisedPlugin):  # type: ignore[misc]  # Avalanch
         """
         if not self._is_active():
             return Still()
-        gate, model = self._gate, strategy.model
+        gate, model = self._gate, unwrapped(strategy.model)
         rows = of == "gradient" or gate.freeze == "update"
         return Still(
             parameters=gate.held_parameters(model),
@@ -147,11 +201,3 @@ class MIGUPlugin(ShowsGate, SupervisedPlugin):  # type: ignore[misc]  # Avalanch
         if self._boundaries_known:
             return self._tasks > self.skip_tasks
         return self._steps >= self.skip_steps
-
-
-def _require_one_process() -> None:
-    # Each process would mask by its own part of the minibatch, and their models would drift apart.
-    if distributed.is_available() and distributed.is_initialized():
-        processes = distributed.get_world_size()
-        if processes > 1:
-            raise RuntimeError(f"MIGUPlugin trains in one process, this is one of {processes}")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avalanche_mgem.arguments import finite
+from avalanche_mgem.arguments import finite, real_tensor
 from avalanche_mgem.restriction.block import Array, Block, Module
 from avalanche_mgem.restriction.dual import DualSolver
 from avalanche_mgem.restriction.pivoting import PivotingSolver
@@ -98,8 +98,10 @@ def project(
     strength = _check(gradient, rows, memory_strength)
     modules = [[slice(0, gradient.numel())]] if modules is None else modules
     _check_modules(modules, gradient.numel())
-    if ridge != "relative":
+    if not (isinstance(ridge, str) and ridge == "relative"):
         finite("ridge", ridge, minimum=0.0)
+    if not (solver is None or isinstance(solver, DualSolver)) or isinstance(solver, type):
+        raise ValueError(f"solver must be None or a DualSolver, got {solver!r}")
     with torch.autocast(gradient.device.type, enabled=False):
         return _project(
             gradient,
@@ -150,7 +152,10 @@ def _project(
 
 
 def _check(gradient: Tensor, rows: Tensor, memory_strength: float | Tensor) -> Array:
-    if gradient.ndim != 1 or rows.ndim != 2 or rows.shape[1] != gradient.numel():
+    for name, given, ndim in (("gradient", gradient, 1), ("rows", rows, 2)):
+        if not real_tensor(name, given, ndim=ndim).is_floating_point():
+            raise ValueError(f"{name} must hold floating-point numbers, got {given.dtype}")
+    if rows.shape[1] != gradient.numel():
         raise ValueError(
             f"rows must be [K, P] for a gradient [P], got rows {tuple(rows.shape)} "
             f"for a gradient {tuple(gradient.shape)}"
@@ -162,7 +167,7 @@ def _check(gradient: Tensor, rows: Tensor, memory_strength: float | Tensor) -> A
         )
     if not isinstance(memory_strength, Tensor):
         return np.full(len(rows), finite("memory_strength", memory_strength, minimum=0.0))
-    strength = memory_strength.detach().to("cpu", torch.float64)
+    strength = real_tensor("memory_strength", memory_strength).detach().to("cpu", torch.float64)
     if strength.shape != (len(rows),) or not bool((strength.isfinite() & (strength >= 0)).all()):
         raise ValueError(
             f"memory_strength must be one finite number >= 0 or one for each of {len(rows)} rows, "
@@ -172,12 +177,16 @@ def _check(gradient: Tensor, rows: Tensor, memory_strength: float | Tensor) -> A
 
 
 def _check_modules(modules: Sequence[Module], size: int) -> None:
-    if not modules:
-        raise ValueError("modules must name at least one module, got none")
-    parts = sorted((part.start, part.stop) for module in modules for part in module)
+    if not isinstance(modules, Sequence) or not modules:
+        raise ValueError(f"modules must name at least one module, got {modules!r}")
+    try:
+        parts = sorted((part.start, part.stop) for module in modules for part in module)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"modules must be sequences of slices, got {modules!r}") from error
     ends = [0, *(stop for _, stop in parts)]
     starts = [*(start for start, _ in parts), size]
-    if any(start < end for start, end in zip(starts, ends, strict=True)):
+    backward = any(start > stop for start, stop in parts)
+    if backward or any(start < end for start, end in zip(starts, ends, strict=True)):
         raise ValueError(f"modules must be disjoint slices of [0, {size}), got {modules}")
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dposv
 
+from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.restriction.dual import (
     Array,
     LiveProblem,
@@ -54,12 +55,15 @@ class PivotingSolver:
     Args:
         quadprog_up_to: problems with this many rows or fewer that v = lower does not solve go to
             quadprog, which is quicker there.
+
+    Raises:
+        ValueError: quadprog_up_to is no whole number >= 0.
     """
 
     exact = True
 
     def __init__(self, *, quadprog_up_to: int = 16) -> None:
-        self.quadprog_up_to = quadprog_up_to
+        self.quadprog_up_to = positive_int("quadprog_up_to", quadprog_up_to, minimum=0)
         self._quadprog = QuadprogSolver()
 
     def __repr__(self) -> str:

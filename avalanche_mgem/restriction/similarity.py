@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from avalanche_mgem.arguments import finite, one_of, positive_int
+from avalanche_mgem.arguments import as_list, bounded_int, finite, instance, one_of, real_tensor
 
 Metric = Literal["cosine", "sign"] | Callable[[Tensor, Tensor], float]
 Schedule = Literal["hard", "graded"]
@@ -48,6 +48,7 @@ def cosine(one: Tensor, other: Tensor) -> float:
     Raises:
         FloatingPointError: a vector that is not finite.
     """
+    _require_vectors(one, other)
     sums = torch.zeros(3, dtype=torch.float64, device=one.device)
     for a, b in _chunks(one, other):
         sums += torch.stack((a @ b, a @ a, b @ b))
@@ -67,6 +68,7 @@ def sign_agreement(one: Tensor, other: Tensor) -> float:
     Raises:
         FloatingPointError: a vector that is not finite.
     """
+    _require_vectors(one, other)
     total = torch.zeros(2, dtype=torch.float64, device=one.device)
     for a, b in _chunks(one, other):
         if not bool(a.isfinite().all() and b.isfinite().all()):
@@ -99,24 +101,28 @@ def similarities(
         ValueError: a metric that returns no finite number.
     """
     function = _function(metric)
+    for argument, given in (("one", one), ("other", other), ("groups", groups)):
+        instance(argument, given, Mapping, what="a mapping by name")
+    for names in groups.values():
+        as_list("groups", names, str, what="names of parameters by group")
     shared = {
         group: [n for n in names if n in one and n in other and one[n].shape == other[n].shape]
         for group, names in groups.items()
     }
     by_group = {
-        group: finite("metric", float(function(_vector(one, names), _vector(other, names))))
+        group: _compared(function, _vector(one, names), _vector(other, names))
         for group, names in shared.items()
         if names
     }
     if not by_group:
         return None, {}
     every = [name for names in shared.values() for name in names]
-    return finite("metric", float(function(_vector(one, every), _vector(other, every)))), by_group
+    return _compared(function, _vector(one, every), _vector(other, every)), by_group
 
 
 def check_metric(metric: object) -> None:
     """Raise ValueError where it is neither the name of a metric nor a callable."""
-    if not callable(metric):
+    if not callable(metric) or isinstance(metric, type):
         one_of("metric", metric, ("cosine", "sign"))
 
 
@@ -138,13 +144,14 @@ def n_trained(
             round(high + (low - high)(s + 1)/2), halves up.
 
     Raises:
-        ValueError: a number of modules that is negative, low > high, another schedule.
+        ValueError: a number of modules that is negative, low > high, a similarity or threshold
+            that is not finite, another schedule.
     """
-    positive_int("low", low, minimum=0)
-    positive_int("high", high, minimum=low)
+    _check_range(low, high, threshold)
+    similarity = finite("similarity", similarity)
     if one_of("schedule", schedule, ("hard", "graded")) == "hard":
         return high if similarity < threshold else low
-    similarity = max(-1.0, min(1.0, finite("similarity", similarity)))
+    similarity = max(-1.0, min(1.0, similarity))
     return math.floor(high + (low - high) * (similarity + 1) / 2 + 0.5)
 
 
@@ -167,13 +174,25 @@ def trained_by_module(
         low: the fewest that train.
         high: the most that train.
         threshold: of similarity.
+
+    Raises:
+        ValueError: as `n_trained`.
     """
-    positive_int("low", low, minimum=0)
-    positive_int("high", high, minimum=low)
+    names = as_list("names", names, str, what="a list of names")
+    instance("module_similarities", module_similarities, Mapping, what="similarities by name")
+    for similarity in module_similarities.values():
+        finite("module_similarities", similarity)
+    _check_range(low, high, threshold)
     wanting = [n for n in names if module_similarities.get(n, -math.inf) < threshold]
     others = [n for n in names if n not in wanting]
     chosen = {*wanting[:high], *others[: max(0, low - len(wanting))]}
     return tuple(name for name in names if name in chosen)
+
+
+def _check_range(low: int, high: int, threshold: float) -> None:
+    if bounded_int("low", low, minimum=0) > bounded_int("high", high, minimum=0):
+        raise ValueError(f"high must be >= low, got low={low} and high={high}")
+    finite("threshold", threshold)
 
 
 def _function(metric: Metric) -> Callable[[Tensor, Tensor], float]:
@@ -183,13 +202,30 @@ def _function(metric: Metric) -> Callable[[Tensor, Tensor], float]:
     return {"cosine": cosine, "sign": sign_agreement}[metric]
 
 
+def _compared(function: Callable[[Tensor, Tensor], float], one: Tensor, other: Tensor) -> float:
+    value = function(one, other)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"metric must return a number, got {value!r}") from error
+    return finite("metric", number)
+
+
 def _vector(gradients: Mapping[str, Tensor], names: Iterable[str]) -> Tensor:
     return torch.cat([gradients[name].flatten() for name in names])
 
 
+def _require_vectors(one: Tensor, other: Tensor) -> None:
+    for name, vector in (("one", one), ("other", other)):
+        if real_tensor(name, vector, ndim=1).dtype == torch.bool:
+            raise ValueError(f"{name} must be a vector of numbers, got {vector.dtype}")
+
+
 def _chunks(one: Tensor, other: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-    if one.shape != other.shape or one.ndim != 1:
-        raise ValueError(f"got vectors of shapes {tuple(one.shape)} and {tuple(other.shape)}")
+    if one.shape != other.shape:
+        raise ValueError(
+            f"one and other must be of one length, got {tuple(one.shape)} and {tuple(other.shape)}"
+        )
     other = other.to(one.device)
     for start in range(0, len(one), _CHUNK):
         chunk = slice(start, start + _CHUNK)

@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from avalanche_mgem.arguments import positive_int
+from avalanche_mgem.arguments import as_path, bounded_int, flag, instance, real_tensor
 from avalanche_mgem.streams.images import resize_images, unit_range
 from avalanche_mgem.streams.npz import read_npz
 from avalanche_mgem.streams.sources import FILE_SOURCES, npz_file, read_named, require
@@ -36,6 +36,7 @@ class ArrayData:
     y_test: Tensor
 
     def __post_init__(self) -> None:
+        instance("name", self.name, str, what="a text")
         for part in ("train", "test"):
             _check_samples(f"x_{part}", getattr(self, f"x_{part}"))
             _check_labels(part, getattr(self, f"x_{part}"), getattr(self, f"y_{part}"))
@@ -64,7 +65,7 @@ class ArrayData:
         """
         if image_size is None:
             return self
-        positive_int("image_size", image_size)
+        bounded_int("image_size", image_size)
         if len(self.sample_shape) != 3:
             raise ValueError(
                 f"image_size={image_size} needs images [N, C, H, W], but the samples of "
@@ -72,6 +73,11 @@ class ArrayData:
             )
         x_train, x_test = (resize_images(x, image_size) for x in (self.x_train, self.x_test))
         return replace(self, x_train=x_train, x_test=x_test)
+
+
+def require_data(data: object, *, argument: str = "data") -> ArrayData:
+    """Return `data`, or raise ValueError: it must be an ArrayData."""
+    return instance(argument, data, ArrayData, what="an ArrayData, see load_data")
 
 
 def load_data(
@@ -94,6 +100,8 @@ def load_data(
 
     Raises ValueError for a source that is unknown, missing or unreadable.
     """
+    _check_source(source, data_root, download)
+    flag("keep_uint8", keep_uint8)
     if source == "digits":
         return _digits()
     path = source_file(source, data_root)
@@ -127,12 +135,22 @@ def source_file(source: str, data_root: Path | str | None) -> Path | None:
 
 def require_source(source: str, data_root: Path | str | None, download: bool) -> None:
     """Raise ValueError where `source` is not there, nor to be downloaded; without loading it."""
+    _check_source(source, data_root, download)
     if source in FILE_SOURCES:
         require(source, data_root, download)
         return
     path = source_file(source, data_root)
     if path is not None and not path.is_file():
         raise ValueError(f"source must be an .npz file that exists, found none at {path}")
+
+
+def _check_source(source: object, data_root: Path | str | None, download: bool) -> None:
+    """Raise ValueError for what neither names a source nor where it lies."""
+    instance("source", source, str, what="a text")
+    as_path("source", source)
+    if data_root is not None:
+        as_path("data_root", data_root)
+    flag("download", download)
 
 
 def _unknown_source(source: str) -> str:
@@ -166,7 +184,7 @@ def _digits() -> ArrayData:
 
 
 def _check_samples(name: str, x: Tensor) -> None:
-    if x.dtype not in (torch.float32, torch.uint8):
+    if real_tensor(name, x).dtype not in (torch.float32, torch.uint8):
         raise ValueError(f"{name} must be float32 or uint8, got {x.dtype}")
     if x.ndim not in (2, 4) or x.numel() == 0:
         raise ValueError(
@@ -176,7 +194,7 @@ def _check_samples(name: str, x: Tensor) -> None:
 
 
 def _check_labels(part: str, x: Tensor, y: Tensor) -> None:
-    if y.dtype != torch.int64 or y.ndim != 1:
+    if real_tensor(f"y_{part}", y).dtype != torch.int64 or y.ndim != 1:
         raise ValueError(f"y_{part} must be int64 [N], got {y.dtype} {tuple(y.shape)}")
     if len(x) != len(y):
         raise ValueError(

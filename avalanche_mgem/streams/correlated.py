@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from avalanche.benchmarks import CLScenario
 
-from avalanche_mgem.arguments import finite, positive_int
-from avalanche_mgem.streams.arrays import ArrayData
+from avalanche_mgem.arguments import bounded_int, finite
+from avalanche_mgem.streams.arrays import ArrayData, require_data
 from avalanche_mgem.streams.drawing import Draw, Indices, check_sizes, generator
 from avalanche_mgem.streams.scenario import Pool, make_scenario
 from avalanche_mgem.streams.vision import class_samples, ordered_classes, rows_of_classes
@@ -53,7 +53,8 @@ def correlated_stream(
     Raises ValueError as `split_stream` does, for a share outside [0, 1], more classes or
     experiences than the data's classes allow, and a class with fewer training samples than parts.
     """
-    check_sizes(n_experiences, train_per_experience, test_per_experience, seed)
+    require_data(data)
+    check_sizes(n_experiences, train_per_experience, test_per_experience, seed, task_labels)
     if finite("shared_classes", shared_classes, minimum=0.0) > 1.0:
         raise ValueError(f"shared_classes is a share, in [0, 1], got {shared_classes!r}")
     per_experience = _group_size(data, n_experiences, classes_per_experience, shared_classes)
@@ -89,7 +90,7 @@ def _n_needed(per_experience: int, n_experiences: int, share: float) -> int:
 def _group_size(data: ArrayData, n_experiences: int, given: int | None, share: float) -> int:
     """Return the number of classes of an experience, or raise ValueError where it cannot be."""
     if given is not None:
-        positive_int("classes_per_experience", given)
+        bounded_int("classes_per_experience", given)
         needed = _n_needed(given, n_experiences, share)
         if needed > data.n_classes:
             raise ValueError(

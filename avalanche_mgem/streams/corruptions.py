@@ -14,7 +14,8 @@ from avalanche.benchmarks import CLScenario
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from avalanche_mgem.arguments import finite, one_of, positive_int
+from avalanche_mgem.arguments import as_list, finite, one_of, positive_int
+from avalanche_mgem.model.randomness import RandomStream
 from avalanche_mgem.streams.images import unit_range
 from avalanche_mgem.streams.scenario import Pool, Samples, make_scenario
 
@@ -28,6 +29,7 @@ _CONTRAST_A_LEVEL = 0.16
 
 _CHUNK = 1024  # images that are float32 at a time
 _NOISE = 5  # what the generators are for, after those of `Draw`
+_READING = 6
 _OUTSIDE = 1e-4  # how far rounding may carry a pixel out of [0, 1]
 _WORDS = r"[a-z]+(:[^:,+/]*)?"
 _SUFFIX = re.compile(rf"{_WORDS}(,{_WORDS})*")
@@ -43,7 +45,8 @@ class Corruption:
     means is our own choice: "noise" adds Gaussian noise of standard deviation 0.06 * level, drawn
     for every value on its own; "blur" is a Gaussian blur with a standard deviation of 0.4 * level
     pixels; "contrast" scales the distance to the image's mean by 1 - 0.16 * level; "none" changes
-    nothing. Values are cut off at 0 and 1. Raises ValueError for another kind or level.
+    nothing. Values are cut off at 0 and 1, and `corrupted` rounds them to whole 255ths, those of
+    "none" and level 0 too. Raises ValueError for another kind or level.
     """
 
     kind: str
@@ -81,12 +84,15 @@ def corrupted(
 
     The images are corrupted once and stored as uint8, a byte a value: 184 MB for CIFAR-100. A
     sample that several experiences have is stored in each. Where the stream has transforms of its
-    own, their result is what is stored. The global random state is neither read nor moved.
+    own, their result is what is stored; what they draw at random they draw from `seed`. The global
+    random state is neither read nor moved.
 
     Raises ValueError for unknown corruptions and levels, a seed that is not an integer >= 0, and a
     stream without images [C, H, W] of one size an experience with values in [0, 1], or whose
     experience i has other task labels than 0, or than i.
     """
+    if not (hasattr(stream, "train_stream") and hasattr(stream, "test_stream")):
+        raise ValueError(f"stream must be a scenario of Avalanche's, got {stream!r}")
     positive_int("seed", seed, minimum=0)
     dealt = parse_corruptions(corruption)
     task_labels = _has_task_labels(stream)
@@ -105,7 +111,11 @@ def parse_corruptions(corruption: str | Sequence[str]) -> tuple[Corruption, ...]
 
     Raises ValueError for none, and where `Corruption` does.
     """
-    named = corruption.split(",") if isinstance(corruption, str) else list(corruption)
+    what = f"a text such as 'noise:3', or a list of {', '.join(CORRUPTIONS)}"
+    if isinstance(corruption, str):
+        named = corruption.split(",")
+    else:
+        named = as_list("corruption", corruption, str, what=what)
     if not named:
         raise ValueError(f"corruption must name at least one of {', '.join(CORRUPTIONS)}, got none")
     return tuple(_parsed(each) for each in named)
@@ -156,11 +166,16 @@ def _has_task_labels(stream: CLScenario) -> bool:
 
 
 def _stored(dataset: Any, corruption: Corruption, key: Key) -> Samples:
-    shape = tuple(getattr(dataset[0][0], "shape", ()))
+    cpu = torch.device("cpu")
+    reading = RandomStream(int(np.random.default_rng([*key, 0, _READING]).integers(2**32)))
+    with reading.active(cpu):
+        shape = tuple(getattr(dataset[0][0], "shape", ()))
     images = torch.empty(len(dataset), *shape, dtype=torch.uint8)
     for start in range(0, len(dataset), _CHUNK):
         rows = range(start, min(start + _CHUNK, len(dataset)))
-        clean = _images([dataset[row][0] for row in rows], shape, key[1])
+        with reading.active(cpu):
+            samples = [dataset[row][0] for row in rows]
+        clean = _images(samples, shape, key[1])
         generators = (np.random.default_rng([*key, row, _NOISE]) for row in rows)
         images[rows.start : rows.stop] = corruption.applied(clean, generators).mul(255).round()
     labels = torch.tensor([int(label) for label in dataset.targets])

@@ -10,8 +10,14 @@ import numpy as np
 from avalanche.benchmarks import CLScenario
 from torch import Tensor
 
-from avalanche_mgem.arguments import one_of, positive_int
-from avalanche_mgem.streams.arrays import ArrayData, load_data, require_source, source_file
+from avalanche_mgem.arguments import as_list, bounded_int, one_of
+from avalanche_mgem.streams.arrays import (
+    ArrayData,
+    load_data,
+    require_data,
+    require_source,
+    source_file,
+)
 from avalanche_mgem.streams.drawing import Draw, Indices, check_sizes, draw_balanced
 from avalanche_mgem.streams.images import as_rgb, resize_images
 from avalanche_mgem.streams.npz import read_classes
@@ -43,8 +49,8 @@ def domains_stream(
     """
     _check_domains(data)
     count = len(data) if n_experiences is None else n_experiences
-    check_sizes(count, train_per_experience, test_per_experience, seed)
-    positive_int("image_size", image_size)
+    check_sizes(count, train_per_experience, test_per_experience, seed, task_labels)
+    bounded_int("image_size", image_size)
     if count > len(data):
         raise ValueError(f"n_experiences={count} is more than the {len(data)} domains")
     train_parts, test_parts = [], []
@@ -65,7 +71,8 @@ def select_domains(source: str, domains: Sequence[str] | str | None = None) -> t
     known = DOMAIN_SETS.get(source) or tuple(source.split(","))
     if domains is None:
         return known
-    chosen = tuple(domains.split(",") if isinstance(domains, str) else domains)
+    listed = domains.split(",") if isinstance(domains, str) else domains
+    chosen = tuple(as_list("domains", listed, str, what="a list of domains"))
     for name in chosen:
         one_of("domains", name, known)
     if not chosen or len(set(chosen)) < len(chosen):
@@ -81,6 +88,9 @@ def load_domains(
     Raises ValueError where some cannot be had, with what was looked for each, before any is loaded;
     and where the files' labels differ.
     """
+    sources = as_list("sources", sources, str, what="a list of sources")
+    if not sources:
+        raise ValueError("sources must name at least one, got none")
     _for_each(sources, lambda source: require_source(source, data_root, download))
     data: list[ArrayData] = _for_each(
         sources,
@@ -106,7 +116,9 @@ def _for_each(sources: Sequence[str], function: Callable[[str], Any]) -> list[An
         reasons = "".join(f"\n- {source}: {error}" for source, error in failed.items())
         found = ",".join(source for source in sources if source not in failed)
         hint = f"\nTo go without: domains={found!r}" if found else ""
-        raise ValueError(f"{len(failed)} of {len(sources)} domains cannot be had:{reasons}{hint}")
+        raise ValueError(
+            f"sources: {len(failed)} of {len(sources)} domains cannot be had:{reasons}{hint}"
+        )
     return results
 
 
@@ -127,16 +139,17 @@ def _check_labels(
 
 
 def _check_domains(data: Sequence[ArrayData]) -> None:
-    if not data:
-        raise ValueError("data must hold at least one domain, got none")
+    if not isinstance(data, Sequence) or not data:
+        raise ValueError(f"data must hold at least one domain, got {data!r}")
     for each in data:
+        require_data(each)
         if len(each.sample_shape) != 3 or each.sample_shape[0] not in (1, 3):
             raise ValueError(
-                f"domains must be images, grey or RGB, but the samples of {each.name!r} have "
+                f"data must be images, grey or RGB, but the samples of {each.name!r} have "
                 f"shape {each.sample_shape}"
             )
         if each.n_classes != data[0].n_classes:
             raise ValueError(
-                f"domains must have the same classes, but {data[0].name!r} has "
+                f"data must have the same classes in all domains, but {data[0].name!r} has "
                 f"{data[0].n_classes} and {each.name!r} has {each.n_classes}"
             )

@@ -7,7 +7,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from avalanche_mgem.arguments import positive_int
+from avalanche_mgem.arguments import bounded_int, flag, positive_int
 
 Indices = NDArray[np.int64]
 
@@ -28,10 +28,18 @@ def generator(seed: int, draw: Draw, experience: int = 0) -> np.random.Generator
 
 
 def check_sizes(
-    n_experiences: int, train_per_experience: int | None, test_per_experience: int | None, seed: int
+    n_experiences: int,
+    train_per_experience: int | None,
+    test_per_experience: int | None,
+    seed: int,
+    task_labels: bool = False,
 ) -> None:
-    """Raise ValueError unless the sizes are positive integers (or None) and seed is one >= 0."""
-    positive_int("n_experiences", n_experiences)
+    """Raise ValueError unless the sizes are positive integers (or None) and seed is one >= 0.
+
+    And where task_labels is neither True nor False.
+    """
+    flag("task_labels", task_labels)
+    bounded_int("n_experiences", n_experiences)
     if train_per_experience is not None:
         positive_int("train_per_experience", train_per_experience)
     if test_per_experience is not None:

@@ -15,12 +15,14 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
 from torchvision.transforms.functional import pil_to_tensor
 
-from avalanche_mgem.arguments import finite, positive_int
+from avalanche_mgem.arguments import as_path, bounded_int, finite, positive_int
 from avalanche_mgem.streams.arrays import ArrayData
+from avalanche_mgem.streams.digests import file_digest
 from avalanche_mgem.streams.drawing import Draw, Indices, generator
 from avalanche_mgem.streams.images import resize_images
 
 _PARTS = ("train", "test")
+_OF_ONE_SIZE = (".bmp", ".pbm", ".pgm", ".pnm", ".ppm", ".tif", ".tiff")  # whatever the pixels are
 _PART_LIKE = {"train", "training", "test", "testing", "val", "valid", "validation"}
 
 Files = Sequence[tuple[str, int]]
@@ -45,8 +47,8 @@ def load_image_folder(
     without images, for classes that differ between training and test, and for files that cannot be
     read; for an image_size that is no whole number >= 1, and a test_share not between 0 and 1.
     """
-    root = Path(folder)
-    positive_int("image_size", image_size)
+    root = as_path("folder", folder)
+    bounded_int("image_size", image_size)
     positive_int("seed", seed, minimum=0)
     if not 0 < finite("test_share", test_share) < 1:
         raise ValueError(f"test_share must be above 0 and below 1, got {test_share!r}")
@@ -73,14 +75,21 @@ def locate_folder(source: Path | str, data_root: Path | str | None = None) -> Pa
 
 
 def folder_digest(folder: Path | str) -> str:
-    """Return a digest of the names and sizes of the folder's images, not of their contents."""
-    root = Path(folder)
+    """Return a digest of the names and sizes of the folder's images.
+
+    Of formats that need not compress, and so keep their size when pixels change, the contents count
+    as well.
+    """
+    root = as_path("folder", folder)
     hasher = hashlib.sha256()
     # Links are followed, as ImageFolder does.
     below = (Path(at) / name for at, _, names in os.walk(root, followlinks=True) for name in names)
     for path in sorted(below):
         if path.suffix.lower() in IMG_EXTENSIONS:
-            hasher.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
+            line = f"{path.relative_to(root).as_posix()} {path.stat().st_size}"
+            if path.suffix.lower() in _OF_ONE_SIZE:
+                line = f"{line} {file_digest(path)}"
+            hasher.update(f"{line}\n".encode())
     return hasher.hexdigest()[:16]
 
 

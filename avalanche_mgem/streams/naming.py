@@ -13,7 +13,7 @@ from typing import Any
 
 from avalanche.benchmarks import CLScenario
 
-from avalanche_mgem.arguments import suggestion
+from avalanche_mgem.arguments import as_path, instance, suggestion
 from avalanche_mgem.streams.arrays import NAMED_SOURCES, load_data, source_file
 from avalanche_mgem.streams.correlated import correlated_stream
 from avalanche_mgem.streams.corruptions import CORRUPTIONS, corrupted, take_off_corruption
@@ -57,6 +57,7 @@ def parse_stream_name(name: str) -> tuple[str, str]:
     corruption, as in "split-cifar100+noise", is left out. Files need not exist. Raises ValueError,
     with the nearest names, for any other.
     """
+    instance("name", name, str, what="the name of a stream")
     name, _ = take_off_corruption(name)
     for kind in STREAM_KINDS:
         separator, source = name[len(kind) : len(kind) + 1], name[len(kind) + 1 :]
@@ -81,6 +82,7 @@ def make_stream(
 
     Raises ValueError for unknown names and arguments, before loading, and where those functions do.
     """
+    _check_place(name, data_root)
     if name == TEXT:
         return _text_stream(data_root, arguments)
     name, corruption = take_off_corruption(name)
@@ -118,6 +120,7 @@ def stream_files(
     What is read in torchvision's layout is the same everywhere, and not listed. Raises ValueError
     for unknown names.
     """
+    _check_place(name, data_root)
     if name == TEXT:
         named = [] if data_root is None or tasks is None else chosen_tasks(tasks)
         names = [each for each in named if isinstance(each, str)]
@@ -138,11 +141,19 @@ def stream_folder(name: str, *, data_root: Path | str | None = None) -> Path | N
 
     Raises ValueError for unknown names, and for a folder that is not there.
     """
+    _check_place(name, data_root)
     if name == TEXT:
         return None
     kind, source = parse_stream_name(name)
     is_folder = kind != _DOMAINS and is_folder_source(source)
     return locate_folder(source, data_root) if is_folder else None
+
+
+def _check_place(name: object, data_root: Path | str | None) -> None:
+    instance("name", name, str, what="the name of a stream")
+    as_path("name", name)
+    if data_root is not None:
+        as_path("data_root", data_root)
 
 
 def _unknown(name: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from avalanche.benchmarks import CLScenario
 
-from avalanche_mgem.arguments import one_of
+from avalanche_mgem.arguments import as_path, flag, instance, one_of
 from avalanche_mgem.streams.scenario import make_scenario
 from avalanche_mgem.streams.text_answers import (
     FORMS,
@@ -43,7 +43,7 @@ from avalanche_mgem.streams.text_tasks import (
     chosen_tasks,
     text_task_names,
 )
-from avalanche_mgem.streams.text_tokens import Tokenizer, Tokens, tokenized
+from avalanche_mgem.streams.text_tokens import Tokenizer, Tokens, check_tokenizing, tokenized
 
 __all__ = [
     "HUB_TASKS",
@@ -87,6 +87,9 @@ def read_text_tasks(
 
     Raises ValueError for names that are unknown or come twice, and where those functions do.
     """
+    if folder is not None:
+        as_path("folder", folder)
+    instance("hub_tasks", hub_tasks, Mapping, what="a mapping of names to HubTask")  # type: ignore[type-abstract]
     return [_read(each, folder, hub_tasks) for each in chosen_tasks(tasks)]
 
 
@@ -130,6 +133,9 @@ def text_stream(
     and `datasets` is not installed.
     """
     one_of("form", form, FORMS)
+    flag("task_labels", task_labels)
+    flag("shared_labels", shared_labels)
+    max_length = check_tokenizing(tokenizer, max_length, cache_folder)
     read = read_text_tasks(tasks, folder=folder, hub_tasks=hub_tasks)
     drawn = [task.drawn(train_per_task, test_per_task, seed=seed) for task in read]
     classes = _classes(drawn, joint=shared_labels or not task_labels, shared=shared_labels)

@@ -149,6 +149,8 @@ def label_words_of(scenario: Any) -> LabelWords:
     Raises ValueError for another stream.
     """
     words: dict[int, dict[int, str]] = {}
+    if not hasattr(scenario, "streams"):
+        raise ValueError(f"scenario must be one of Avalanche's, got {type(scenario).__name__}")
     for stream in scenario.streams.values():
         for experience in stream:
             own = getattr(experience, "label_words", None)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from numbers import Integral
+from typing import Any, Literal, Protocol, cast, get_args
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from avalanche_mgem.arguments import one_of, positive_int
+from avalanche_mgem.arguments import bounded_int, instance, one_of
 from avalanche_mgem.streams.text_tokens import ATTENTION_MASK, INPUT_IDS
 
 Side = Literal["right", "left"]
@@ -120,7 +121,11 @@ class PadToLongest:
 
     def __post_init__(self) -> None:
         one_of("side", self.side, ("right", "left"))
-        positive_int("multiple_of", self.multiple_of)
+        bounded_int("multiple_of", self.multiple_of)
+        instance("padding", self.padding, Mapping, what="a number for a name")  # type: ignore[type-abstract]
+        for value in self.padding.values():
+            if not isinstance(value, Integral) or isinstance(value, bool):
+                raise ValueError(f"padding must be whole numbers by name, got {self.padding!r}")
 
     def __call__(self, samples: Sequence[Sequence[Any]]) -> TextBatch:
         """Return the batch of the samples; task labels are 0 where the samples have none."""
@@ -146,13 +151,14 @@ def padding_of(tokenizer: Any, *, side: Side | None = None) -> PadToLongest:
     By its pad_token_id, pad_token_type_id and padding_side, 0, 0 and "right" where it has none. A
     padded position has attention mask 0, so that a model can tell a pad from a real id 0.
     """
+    usual = getattr(tokenizer, "padding_side", None) or "right"
     return PadToLongest(
         padding={
             INPUT_IDS: _id(tokenizer, "pad_token_id"),
             "token_type_ids": _id(tokenizer, "pad_token_type_id"),
             ATTENTION_MASK: 0,
         },
-        side=side or getattr(tokenizer, "padding_side", None) or "right",
+        side=cast(Side, one_of("padding_side", usual if side is None else side, get_args(Side))),
     )
 
 

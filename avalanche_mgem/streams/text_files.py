@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from avalanche_mgem.arguments import suggestion
+from avalanche_mgem.arguments import as_path, suggestion
 from avalanche_mgem.streams.text_tasks import TextSample, TextTask
 
 LABELS = "labels.json"
@@ -29,9 +29,7 @@ def read_text_task(folder: Path | str, name: str) -> TextTask:
     Raises ValueError: for a task that is not there, with the nearest names, and for content that
     does not fit, with file and line.
     """
-    path = Path(folder) / name
-    if not (path / LABELS).is_file():
-        raise ValueError(_no_task(Path(folder), name))
+    path = _task_folder(folder, name)
     words, prompt = _read_labels(path / LABELS)
     train, test = (list(_samples(_part(path, part), words)) for part in ("train", "test"))
     try:
@@ -42,7 +40,7 @@ def read_text_task(folder: Path | str, name: str) -> TextTask:
 
 def text_tasks_in(folder: Path | str) -> tuple[str, ...]:
     """The names of the tasks that lie in a folder, sorted: of its folders with a labels.json."""
-    return tuple(sorted(path.parent.name for path in Path(folder).glob(f"*/{LABELS}")))
+    return tuple(sorted(path.parent.name for path in as_path("folder", folder).glob(f"*/{LABELS}")))
 
 
 def text_task_files(folder: Path | str, name: str) -> list[Path]:
@@ -50,10 +48,16 @@ def text_task_files(folder: Path | str, name: str) -> list[Path]:
 
     Raises ValueError where one is not there.
     """
-    path = Path(folder) / name
+    path = _task_folder(folder, name)
+    return [path / LABELS, _part(path, "train"), _part(path, "test")]
+
+
+def _task_folder(folder: Path | str, name: str) -> Path:
+    """Return FOLDER/NAME, where it has labels."""
+    path = as_path("folder", folder) / as_path("name or tasks", name)
     if not (path / LABELS).is_file():
         raise ValueError(_no_task(Path(folder), name))
-    return [path / LABELS, _part(path, "train"), _part(path, "test")]
+    return path
 
 
 def _no_task(folder: Path, name: str) -> str:

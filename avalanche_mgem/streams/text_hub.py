@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from avalanche_mgem.arguments import suggestion
+from avalanche_mgem.arguments import instance, suggestion
 from avalanche_mgem.streams.text_tasks import TextSample, TextTask
 
 _STARS = ("very negative", "negative", "neutral", "positive", "very positive")
@@ -97,9 +97,12 @@ def read_hub_task(name: str, *, table: Mapping[str, HubTask] = HUB_TASKS) -> Tex
     Raises ImportError where `datasets` is not installed, and ValueError for a name that is not in
     the table, and where the hub's data cannot be had or is not what the table says.
     """
+    instance("table", table, Mapping, what="a mapping of names to HubTask")  # type: ignore[type-abstract]
     if name not in table:
-        raise ValueError(f"the hub's table has no task {name!r}; {suggestion(name, table)}")
-    source = table[name]
+        raise ValueError(
+            f"the hub's table has no task {name!r}; {suggestion(str(name), map(str, table))}"
+        )
+    source = instance("table", table[name], HubTask, what="a mapping of names to HubTask")
     train, test = (_rows(name, source, split) for split in (source.train, source.test))
     return TextTask(name, source.words, train, test)
 

@@ -9,6 +9,7 @@ epoch, replay's as well, orders its data sets, after all plugins have had their 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader, Multi
 from avalanche.training.plugins import SupervisedPlugin
 from torch.utils.data import ConcatDataset, DataLoader, Sampler
 
-from avalanche_mgem.arguments import positive_int
+from avalanche_mgem.arguments import flag, positive_int
 from avalanche_mgem.streams.text_batches import TextBatch
 from avalanche_mgem.streams.text_tokens import INPUT_IDS
 
@@ -61,9 +62,11 @@ class LengthBatchSampler(Sampler[list[int]]):
         seed: int | Sequence[int] = 0,
     ) -> None:
         self.batch_size = positive_int("batch_size", batch_size)
-        self.drop_last = drop_last
+        self.drop_last = flag("drop_last", drop_last)
         self._window = positive_int("window", window) * self.batch_size
-        self._lengths = np.asarray(lengths)
+        self._lengths = _numbers("lengths", lengths)
+        for number in [seed] if isinstance(seed, Integral) else _numbers("seed", seed).tolist():
+            positive_int("seed", number, minimum=0)
         self._random = np.random.default_rng(seed)
 
     def __len__(self) -> int:
@@ -94,6 +97,14 @@ class LengthBatchSampler(Sampler[list[int]]):
             parts.append(window[at : at + step].tolist())
             at += step
         return parts
+
+
+def _numbers(name: str, values: object) -> np.ndarray[Any, Any]:
+    is_list = isinstance(values, Sequence | np.ndarray) and not isinstance(values, str | bytes)
+    array = np.asarray(values if is_list else None)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ValueError(f"{name} must be a list of whole numbers, got {values!r}")
+    return array
 
 
 class LengthBuckets(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from avalanche.benchmarks import CLScenario
 
-from avalanche_mgem.arguments import positive_int, suggestion
+from avalanche_mgem.arguments import as_list, as_path, flag, positive_int, suggestion
 from avalanche_mgem.streams.drawing import Draw, draw_balanced
 from avalanche_mgem.streams.scenario import make_scenario
 from avalanche_mgem.streams.text_batches import Side, TokenSamples, padding_of
-from avalanche_mgem.streams.text_tokens import Tokenizer, tokenized
+from avalanche_mgem.streams.text_tokens import Tokenizer, check_tokenizing, tokenized
 
 Domains = Mapping[str, tuple[Sequence[str], Sequence[str]]]
 
@@ -53,6 +53,9 @@ def plain_text_stream(
     Raises ValueError for domains that are not there, with the nearest names, for a part without a
     text and for a line that is none, with its file, and where `tokenized` does.
     """
+    check_tokenizing(tokenizer, max_length, cache_folder)
+    flag("task_labels", task_labels)
+    positive_int("seed", seed, minimum=0)
     parts = _read(domains, names)
     collate = padding_of(tokenizer, side=padding_side)
     sizes = {"train": train_per_domain, "test": test_per_domain}
@@ -75,7 +78,7 @@ def plain_text_stream(
 def _read(
     domains: Domains | Path | str, names: Sequence[str] | None
 ) -> dict[str, dict[str, Sequence[str]]]:
-    folder = Path(domains) if isinstance(domains, str | Path) else None
+    folder = None if isinstance(domains, Mapping) else as_path("domains", domains)
     if isinstance(domains, Mapping):
         known = list(domains)
     else:
@@ -88,7 +91,7 @@ def _read(
             f"domains must be one or more, got none in {str(folder) if folder else domains!r}; a "
             "folder should have NAME/train.txt and NAME/test.txt"
         )
-    chosen = known if names is None else list(names)
+    chosen = known if names is None else as_list("names", names, str, what="names of domains")
     for name in chosen:
         if name not in known:
             raise ValueError(f"names: unknown domain {name!r}; {suggestion(str(name), known)}")
@@ -100,12 +103,20 @@ def _read(
 
 
 def _checked(name: str, texts: Sequence[Sequence[str]]) -> dict[str, Sequence[str]]:
-    if len(texts) != len(_PARTS) or any(isinstance(part, str) for part in texts):
-        raise ValueError(f"domain {name!r} must be (training texts, test texts)")
+    two = isinstance(texts, Sequence) and not isinstance(texts, str) and len(texts) == len(_PARTS)
+    if not two or not all(map(_are_texts, texts)):
+        raise ValueError(
+            f"domains: {name!r} must be (training texts, test texts), each a list of texts"
+        )
     for part, own in zip(_PARTS, texts, strict=True):
         if not own:
             raise ValueError(f"domain {name!r} has no {part} texts")
     return dict(zip(_PARTS, texts, strict=True))
+
+
+def _are_texts(texts: object) -> bool:
+    listed = isinstance(texts, Sequence) and not isinstance(texts, str)
+    return listed and all(isinstance(text, str) for text in texts)  # type: ignore[attr-defined]
 
 
 def _from_folder(folder: Path) -> tuple[Sequence[str], Sequence[str]]:
@@ -154,7 +165,6 @@ def _drawn(
     if count is None:
         return texts
     at_most = min(positive_int(f"{part}_per_domain", count), len(texts))
-    positive_int("seed", seed, minimum=0)
     labels = np.zeros(len(texts), dtype=np.int64)
     rows = draw_balanced(labels, _PARTS[part], at_most, seed, zlib.crc32(name.encode()))
     return [texts[int(row)] for row in rows]

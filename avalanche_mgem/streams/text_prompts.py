@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from string import Formatter
 
+from avalanche_mgem.arguments import as_text, instance
 from avalanche_mgem.streams.text_tasks import TextSample, TextTask
 
 _SENTIMENT = "What is the sentiment of the text?"
@@ -42,7 +43,11 @@ def verbalized(
 
     Raises ValueError for a template without {text} or with a field of another name.
     """
-    fields = _fields(template)
+    instance("task", task, TextTask, what="a TextTask")
+    instance("sample", sample, TextSample, what="a TextSample")
+    if prompt is not None:
+        instance("prompt", prompt, str, what="a text or None")
+    fields = _fields(as_text("template", template))
     texts = [sample.text]
     if sample.text_pair is not None and "text_pair" not in fields:
         texts.append(sample.text_pair)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
 
-from avalanche_mgem.arguments import positive_int, suggestion
+from avalanche_mgem.arguments import as_list, as_text, instance, positive_int, suggestion
 from avalanche_mgem.streams.drawing import Draw, draw_balanced
 
 # arXiv 2406.17245, table 6; 1 to 3 are its standard benchmark, 4 to 6 the long one.
@@ -58,11 +59,15 @@ class TextTask:
     prompt: str | None = None
 
     def __post_init__(self) -> None:
-        if len(self.label_words) < 2 or len(set(self.label_words)) < len(self.label_words):
+        as_text("name", self.name)
+        words = as_list("label_words", self.label_words, str, what="the words of the labels")
+        if len(words) < 2 or len(set(words)) < len(words):
             raise ValueError(
-                f"task {self.name!r} needs two or more different label words, "
-                f"got {list(self.label_words)}"
+                f"task {self.name!r} needs two or more different label words (label_words), "
+                f"got {words}"
             )
+        if self.prompt is not None:
+            instance("prompt", self.prompt, str, what="a text or None")
         for part in ("train", "test"):
             self._check(part, getattr(self, part))
         unseen = sorted({s.label for s in self.test} - {s.label for s in self.train})
@@ -73,6 +78,11 @@ class TextTask:
             )
 
     def _check(self, part: str, samples: Sequence[TextSample]) -> None:
+        if not isinstance(samples, Sequence) or not all(map(_is_sample, samples)):
+            raise ValueError(
+                f"task {self.name!r}: {part} must be a list of TextSample(text, label), "
+                f"got {type(samples).__name__}"
+            )
         if not samples:
             raise ValueError(f"task {self.name!r} has no {part} samples")
         wrong = {s.label for s in samples} - set(range(len(self.label_words)))
@@ -123,19 +133,31 @@ def chosen_tasks(tasks: str | int | Sequence[str | TextTask]) -> list[str | Text
 
     Raises ValueError for an unknown order, for no task, and for a task that comes twice.
     """
-    if isinstance(tasks, int):
+    is_number = isinstance(tasks, Integral) and not isinstance(tasks, bool)
+    if is_number:
         tasks = str(tasks)
-    if isinstance(tasks, str) and tasks.isdecimal() and tasks not in TEXT_ORDERS:
+    if isinstance(tasks, str) and (is_number or tasks.isdecimal()) and tasks not in TEXT_ORDERS:
         raise ValueError(f"tasks: unknown order {tasks!r}; {suggestion(tasks, TEXT_ORDERS)}")
     if isinstance(tasks, str):
         tasks = TEXT_ORDERS.get(tasks) or [name.strip() for name in tasks.split(",")]
-    names = [each.name if isinstance(each, TextTask) else each for each in tasks]
+    what = "an order, names of tasks or tasks at hand"
+    chosen = as_list("tasks", tasks, (str, TextTask), what=what)
+    names = [each.name if isinstance(each, TextTask) else each for each in chosen]
     if not names or "" in names:
         raise ValueError(f"tasks must be one or more names of tasks, got {names}")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"tasks must be different ones, got more than once: {', '.join(twice)}")
-    return list(tasks)
+    return chosen
+
+
+def _is_sample(sample: object) -> bool:
+    return (
+        isinstance(sample, TextSample)
+        and isinstance(sample.text, str)
+        and isinstance(sample.label, Integral)
+        and isinstance(sample.text_pair, str | None)
+    )
 
 
 def _drawn(

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avalanche_mgem.arguments import positive_int
+from avalanche_mgem.arguments import as_list, as_path, bounded_int
 from avalanche_mgem.files import write_atomically
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]
@@ -49,11 +49,12 @@ class Tokens:
     fields: dict[str, NDArray[np.int32]]
 
     def __post_init__(self) -> None:
+        _check_arrays(self.lengths, self.fields)
         ends = np.cumsum(self.lengths, dtype=np.int64)
         object.__setattr__(self, "_ends", ends)
         if INPUT_IDS not in self.fields or (self.lengths <= 0).any():
-            raise ValueError("tokens need input_ids, and one or more for each text")
-        if any(len(field) != ends[-1] for field in self.fields.values()):
+            raise ValueError("fields need input_ids, and lengths of one or more for each text")
+        if any(len(field) != ends[-1:].sum() for field in self.fields.values()):
             raise ValueError("the fields of tokens must have the lengths that they say")
 
     def __len__(self) -> int:
@@ -92,12 +93,10 @@ def tokenized(
     Raises ValueError for a tokenizer that does not fit, naming what it did, for a text of which it
     makes no token, and for a folder that cannot be used.
     """
-    positive_int("max_length", max_length)
-    if not callable(tokenizer):
-        raise ValueError(f"tokenizer must be callable, got {type(tokenizer).__name__}")
-    texts = list(texts)  # type: ignore[assignment]
-    if not texts:
-        raise ValueError("texts must be one or more, got none")
+    max_length = check_tokenizing(tokenizer, max_length, cache_folder)
+    texts = as_list("texts", texts, (str, tuple), what="a list of texts or of pairs")
+    if not texts or not all(map(_is_text, texts)):
+        raise ValueError(f"texts must be one or more, each a text or a pair, got {texts[:3]}")
     key = _key(texts, tokenizer, max_length)
     if cache_folder is None:
         return _from_memory(key, lambda: _tokens(texts, tokenizer, max_length))
@@ -108,6 +107,20 @@ def tokenized(
         found = _tokens(texts, tokenizer, max_length)
         _write(file, found)
     return found
+
+
+def check_tokenizing(tokenizer: object, max_length: object, cache_folder: Path | str | None) -> int:
+    """Return max_length as an int; ValueError for what is wrong in `tokenized` without a text."""
+    if not callable(tokenizer) or isinstance(tokenizer, type):
+        raise ValueError(f"tokenizer must be callable, got {type(tokenizer).__name__}")
+    if cache_folder is not None:
+        as_path("cache_folder", cache_folder)
+    return bounded_int("max_length", max_length)
+
+
+def _is_text(text: object) -> bool:
+    pair = text if isinstance(text, tuple) else (text,)
+    return len(pair) in (1, 2) and all(isinstance(each, str) for each in pair)
 
 
 def _from_memory(key: str, make: Callable[[], Tokens]) -> Tokens:
@@ -167,6 +180,13 @@ def _tokens(texts: Texts, tokenizer: Tokenizer, max_length: int) -> Tokens:
     fields = {name: _flat(name, values, lengths) for name, values in rows.items()}
     fields.setdefault(ATTENTION_MASK, np.ones_like(fields[INPUT_IDS]))
     return Tokens(lengths, fields)
+
+
+def _check_arrays(lengths: object, fields: object) -> None:
+    named = fields if isinstance(fields, Mapping) else {"": None}
+    for name, values in (("lengths", lengths), *((f"fields[{k!r}]", v) for k, v in named.items())):
+        if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind not in "iu":
+            raise ValueError(f"{name} must be an array of whole numbers [N], got {values!r}")
 
 
 def _takes_truncation(tokenizer: Tokenizer) -> bool:

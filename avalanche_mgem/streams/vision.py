@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import rotate
 
-from avalanche_mgem.arguments import finite
-from avalanche_mgem.streams.arrays import ArrayData
+from avalanche_mgem.arguments import as_list, finite
+from avalanche_mgem.streams.arrays import ArrayData, require_data
 from avalanche_mgem.streams.drawing import (
     Draw,
     Indices,
@@ -53,7 +54,8 @@ def permuted_stream(
     read, so all experiences share the memory of one data set. Raises ValueError for sizes that are
     not positive integers, or more than there are, and for a seed that is not an integer >= 0.
     """
-    check_sizes(n_experiences, train_per_experience, test_per_experience, seed)
+    require_data(data)
+    check_sizes(n_experiences, train_per_experience, test_per_experience, seed, task_labels)
     data = data.resized(image_size)
     train, test = Pool(data.x_train, data.y_train), Pool(data.x_test, data.y_test)
     test_rows = draw_rows(len(test), Draw.TEST, test_per_experience, seed, 0)
@@ -88,8 +90,9 @@ def rotated_stream(
     Raises ValueError as `permuted_stream` does, for samples that are not images, and for a
     max_angle that is not finite and positive.
     """
-    check_sizes(n_experiences, train_per_experience, test_per_experience, seed)
-    _check_rotation(data, max_angle)
+    require_data(data)
+    check_sizes(n_experiences, train_per_experience, test_per_experience, seed, task_labels)
+    max_angle = _check_rotation(data, max_angle)
     data = data.resized(image_size)
     test_rows = draw_rows(len(data.y_test), Draw.TEST, test_per_experience, seed, 0)
     train_parts, test_parts = [], []
@@ -127,7 +130,8 @@ def split_stream(
     Raises ValueError for sizes and seeds as `permuted_stream` does, for more experiences than
     classes, a class_order that is no permutation, and an experience without test samples.
     """
-    check_sizes(n_experiences, train_per_experience, test_per_experience, seed)
+    require_data(data)
+    check_sizes(n_experiences, train_per_experience, test_per_experience, seed, task_labels)
     if n_experiences > data.n_classes:
         raise ValueError(
             f"n_experiences={n_experiences} is more than the {data.n_classes} classes of "
@@ -148,13 +152,13 @@ def split_stream(
     )
 
 
-def _check_rotation(data: ArrayData, max_angle: float) -> None:
+def _check_rotation(data: ArrayData, max_angle: float) -> float:
     if len(data.sample_shape) != 3:
         raise ValueError(
             f"data must hold images [N, C, H, W] to be rotated, but the samples of {data.name!r} "
             f"have shape {data.sample_shape}"
         )
-    finite("max_angle", max_angle, minimum=0.0, above=True)
+    return finite("max_angle", max_angle, minimum=0.0, above=True)
 
 
 def _rotated(x: Tensor, y: Tensor, rows: Indices, angle: float) -> Samples:
@@ -170,9 +174,12 @@ def ordered_classes(n_classes: int, class_order: Sequence[int] | str | None, see
     """
     if class_order is None:
         return generator(seed, Draw.CLASSES).permutation(n_classes)
-    order = _numbers(class_order) if isinstance(class_order, str) else list(class_order)
-    integers = all(isinstance(each, Integral) and not isinstance(each, bool) for each in order)
-    if not integers or sorted(order) != list(range(n_classes)):
+    what = f"a list of the classes 0..{n_classes - 1}"
+    if isinstance(class_order, str):
+        order: list[Any] = _numbers(class_order)
+    else:
+        order = as_list("class_order", class_order, Integral, what=what)  # type: ignore[type-abstract]
+    if any(isinstance(each, bool) for each in order) or sorted(order) != list(range(n_classes)):
         raise ValueError(
             f"class_order must have each of the classes 0..{n_classes - 1} once, got {order}"
         )

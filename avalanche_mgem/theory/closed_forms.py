@@ -26,6 +26,7 @@ from avalanche_mgem.theory.tasks import (
     broadcast,
     real_numbers,
     require,
+    require_tasks,
     whole_numbers,
 )
 
@@ -72,6 +73,7 @@ def initialized(tasks: TwoTasks) -> Outcome:
     F = (n/P)(d^2 - Eu - Eq) + n sigma^2/(P - n - 1)
     second = (1 - n/P)(Eu + D) + n sigma^2/(P - n - 1), D as in `frozen`.
     """
+    require_tasks(tasks)
     return outcome(tasks, tasks.p)
 
 
@@ -191,11 +193,13 @@ def _after_first(tasks: TwoTasks) -> tuple[Array, Array]:
 
 
 def _require_frozen(tasks: TwoTasks) -> None:
+    require_tasks(tasks)
     require("p2", tasks.p2, tasks.p2 > tasks.n + 1, "> n + 1 in frozen training", n=tasks.n)
 
 
 def check_moving(tasks: TwoTasks, moving: ArrayLike) -> Array:
     """Return moving in the shape that it has with tasks, or raise ValueError, see `outcome`."""
+    require_tasks(tasks)
     numbers = whole_numbers("moving", moving, minimum=0)
     m, p, p2, n = broadcast(moving=numbers, p=tasks.p, p2=tasks.p2, n=tasks.n)
     require("moving", m, m <= p, "<= p", p=p)

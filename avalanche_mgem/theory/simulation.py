@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from avalanche_mgem.arguments import positive_int
+from avalanche_mgem.arguments import bounded_int, positive_int
 from avalanche_mgem.theory.closed_forms import Outcome, check_moving
-from avalanche_mgem.theory.tasks import Array, TwoTasks
+from avalanche_mgem.theory.tasks import Array, TwoTasks, require_tasks
 
 # Numbers in the features of the runs that are trained at once: 8 MiB.
 _BATCH = 2**20
@@ -46,11 +46,14 @@ def simulate(
         seed: of numpy's generator; None draws one. The global random state is not touched.
 
     Raises:
-        ValueError: tasks is an array, or moving or runs lie outside their domain.
+        ValueError: tasks is an array, or moving, runs or seed lie outside their domain.
     """
+    require_tasks(tasks)
     if tasks.shape != ():
         raise ValueError(f"tasks must be one pair, got an array of shape {tasks.shape}")
-    runs = positive_int("runs", runs, minimum=2)
+    runs = bounded_int("runs", runs, minimum=2)
+    if seed is not None:
+        positive_int("seed", seed, minimum=0)
     m = int(check_moving(tasks, positive_int("moving", moving, minimum=0)))
     size = max(1, _BATCH // int(tasks.n * (tasks.p + tasks.p2)))
     random = np.random.default_rng(seed)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from avalanche_mgem.arguments import instance
 
 Array = NDArray[np.float64]
 
@@ -85,13 +88,26 @@ def real_numbers(
 ) -> Array:
     """Return values as float64, or raise ValueError: finite, and between minimum and maximum."""
     try:
-        numbers = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        given = np.asarray(values)
+        # Whole numbers beyond int64 and fractions are objects to NumPy; texts are no numbers here.
+        if given.dtype.kind not in "iuf" and not all(map(_is_real, given.flat)):
+            raise TypeError(f"{given.dtype} holds other things than numbers")
+        numbers = np.array(given, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(f"{name} must be numbers, got {values!r}") from error
     require(name, numbers, np.isfinite(numbers), "finite")
     require(name, numbers, numbers >= minimum, f">= {minimum:g}")
     require(name, numbers, numbers <= maximum, f"<= {maximum:g}")
     return numbers
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool | np.bool_)
+
+
+def require_tasks(tasks: object) -> None:
+    """Raise ValueError unless tasks is a TwoTasks."""
+    instance("tasks", tasks, TwoTasks, what="a TwoTasks")
 
 
 def broadcast(**values: Array) -> list[Array]:

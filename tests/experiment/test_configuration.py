@@ -83,6 +83,35 @@ def test_a_file_counts_by_its_contents_and_not_its_place(tmp_path, monkeypatch):
     assert key("permuted:mine.npz") != first
 
 
+def test_a_folder_counts_by_its_own_name_and_not_its_place(tmp_path):
+    def key(name):
+        return specification(stream=NamedStream(name, {"n_experiences": 2})).key
+
+    for place in ("one", "two"):
+        (tmp_path / place / "birds" / "crow").mkdir(parents=True)
+        (tmp_path / place / "birds" / "crow" / "1.png").write_bytes(b"one")
+    one, two = (f"split:{tmp_path / place / 'birds'}/" for place in ("one", "two"))
+    assert key(one) == key(two)
+    assert key(f"{one}+noise:2") == key(f"{two}+noise:2") != key(one)
+    (tmp_path / "two" / "birds" / "crow" / "1.png").write_bytes(b"another")
+    assert key(one) != key(two)
+    moved = (tmp_path / "one" / "birds").rename(tmp_path / "one" / "owls")
+    assert key(f"split:{moved}/") != key(f"split:{moved.parent}/")
+
+
+def test_the_order_of_a_mapping_counts_and_that_of_attributes_does_not():
+    hybrid = METHODS["hybrid"]
+    modules = {"top": ["3"], "bottom": ["1"]}
+    one, twin, other = (
+        specification(hybrid.variant(modules=each)).key
+        for each in (modules, dict(modules), dict(reversed(modules.items())))
+    )
+    assert one == twin != other
+    assert describe({"a": 1, "b": {"c": 2}}) == {"a": 1, "b": {"c": 2}}  # as it always was
+    assert describe(SimpleNamespace(b=1, a=2)) == describe(SimpleNamespace(a=2, b=1))
+    assert describe(partial(permuted, b=1, a=2)) == describe(partial(permuted, a=2, b=1))
+
+
 @pytest.mark.parametrize("name", ["a/b", "..", "gem é=0.5", "x" * 300, "a\nb", "C:\\x"])
 def test_any_name_of_a_method_makes_a_file_name(name, tmp_path):
     key = specification(Method(name, Naive)).key

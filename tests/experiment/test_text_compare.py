@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
@@ -168,6 +169,33 @@ def test_a_run_is_known_by_what_its_files_hold(folder, tmp_path):
     others.append(specification(again, "naive"))
     keys = {key, *(other.key for other in others)}
     assert len(keys) == 1 + len(others)
+
+
+def test_how_words_are_found_counts_where_models_answer_in_words(tmp_path):
+    place = write_all(tmp_path)
+    keys = {name: specification(place, "naive", name).key for name in ("bert", "t5", "llama")}
+    for name, key in keys.items():
+        path = place / name / "generation_config.json"
+        settings = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**settings, "suppress_tokens": [3]}))
+        assert (specification(place, "naive", name).key == key) == (name == "bert")
+
+
+@pytest.mark.parametrize("name", ["t5", "llama"])
+def test_a_model_that_answers_in_words_has_the_streams_tokenizer(tmp_path, name):
+    place = write_all(tmp_path)
+    each = specification(place, "naive", name)
+    for folder, words in (("same", {}), ("other", {"eos_token": "<s>"})):
+        make_tokenizer(**words).save_pretrained(tmp_path / folder)
+    same, other = (
+        replace(each, model=replace(each.model, tokenizer=str(tmp_path / folder)))
+        for folder in ("same", "other")
+    )
+    assert len({each.key, same.key, other.key}) == 3
+    assert str(tmp_path) not in json.dumps(same.description())
+    check_runs([same])  # wherever it lies
+    with pytest.raises(ValueError, match=r"tokenizer=.*other.* has other ids than the stream's"):
+        check_runs([other])
 
 
 def test_orders_and_tasks_have_names(folder):

@@ -264,6 +264,8 @@ def stranger(model):
         ({"a": "0"}, "modules must be None"),
         ([3], r"modules must be None, .*got \[3\]"),
         (3, "modules must be None, .*got 3"),
+        ({"0", "1"}, "modules must be None, .*got a set, which has no order"),
+        (frozenset("0"), "got a set, which has no order"),
     ],
 )
 def test_what_does_not_fit_is_named(modules, message):

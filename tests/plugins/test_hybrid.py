@@ -22,6 +22,7 @@ from tiny import (
     train,
 )
 from torch import nn
+from torch.nn.utils import parametrizations, spectral_norm
 from torch.optim import SGD, Adam, AdamW, RMSprop
 
 from avalanche_mgem import HybridMagnitude, HybridMagnitudePlugin
@@ -195,6 +196,96 @@ def test_an_interrupted_training_is_thawed_by_the_next_or_by_hand():
     assert all(p.requires_grad for p in strategy.model.parameters())
     assert torch.equal(strategy.model[1].running_mean, loaded)
     assert all(m.training for m in strategy.model)
+
+
+class Interrupting(Call):
+    """Raises an error in the third iteration of a task, once."""
+
+    def __init__(self, task):
+        super().__init__(after_training_iteration=self.interrupt)
+        self.task = task
+
+    def interrupt(self, strategy):
+        if strategy.clock.train_exp_counter == self.task and strategy.clock.train_exp_iterations:
+            self.task = None
+            raise RuntimeError("stop")
+
+
+@pytest.mark.parametrize("reference", ["end", "start"])
+@pytest.mark.parametrize("mode", ["adaptive", "frozen"])
+@pytest.mark.parametrize("task", [0, 1, 2])
+def test_a_task_that_was_interrupted_is_decided_alike_when_trained_again(mode, reference, task):
+    """Each task is compared with the one before it, never with itself and never with nothing."""
+    decisions = []
+    for interrupted in (None, task):
+        plugin, found = HybridMagnitudePlugin(mode, reference=reference, metric=first_rows), []
+        strategy = make_strategy(deep(), [plugin, Interrupting(interrupted)])
+        for experience in domain_stream().train_stream:
+            try:
+                strategy.train(experience)
+            except RuntimeError:
+                strategy.train(experience)
+            found.append(plugin.last_decision)
+        decisions.append(found)
+    for one, other in zip(*decisions, strict=True):
+        assert (one.similarity is None) == (other.similarity is None)
+        assert one.trained == other.trained
+    assert decisions[1][0].trained == ("6", "3", "0")
+    assert (decisions[1][task].similarity is None) == (task == 0 or mode == "frozen")
+
+
+def first_rows(one, other):
+    """As unlike as can be, unless both are one."""
+    return 1.0 if torch.equal(one, other) else -1.0
+
+
+def test_a_second_strategy_begins_anew_and_its_model_is_nobody_elses():
+    stream = domain_stream().train_stream
+    plugin = HybridMagnitudePlugin("frozen", low=0)
+    first = make_strategy(deep(), [plugin, Interrupting(1)])
+    with pytest.raises(RuntimeError, match="stop"):
+        train(first, stream)
+    model = deep()
+    model[3].requires_grad_(False)  # by the user, and frozen in the first model by the plugin
+    second = make_strategy(model, [plugin])
+    second.train(stream[0])
+    assert all(p.requires_grad for p in first.model.parameters())
+    assert not model[3].weight.requires_grad
+    assert plugin.last_decision.trained == plugin.last_decision.modules == ("4", "0")
+    second.train(stream[1])
+    assert plugin.last_decision.trained == ()
+
+
+def test_a_model_that_is_replaced_within_a_strategy_is_no_new_beginning():
+    plugin = HybridMagnitudePlugin("frozen", low=0)
+    replace = Call(before_train_dataset_adaptation=lambda s: setattr(s, "model", deep()))
+    strategy = make_strategy(deep(), [replace, plugin])  # as GDumb does
+    train(strategy, domain_stream().train_stream)
+    assert plugin.last_decision.trained == ()
+
+
+def test_modules_are_the_plugins_own():
+    given = {"top": ["6"], "bottom": ["0", "3"]}
+    plugin = HybridMagnitudePlugin("frozen", modules=given)
+    given["top"].append("3")
+    given.clear()
+    train(make_strategy(deep(), [plugin]), domain_stream(2).train_stream)
+    assert plugin.last_decision.modules == ("top", "bottom")
+
+
+@pytest.mark.parametrize("normalised", [spectral_norm, parametrizations.spectral_norm])
+def test_singular_vectors_of_frozen_layers_stand(normalised):
+    torch.manual_seed(7)
+    layers = [normalised(nn.Linear(N_FEATURES, 8)), nn.ReLU(), nn.Linear(8, N_CLASSES)]
+    strategy = make_strategy(nn.Sequential(*layers), [HybridMagnitudePlugin("frozen", low=0)])
+    states = []
+    for experience in domain_stream().train_stream:
+        strategy.train(experience)
+        states.append({n: t.clone() for n, t in strategy.model.state_dict().items()})
+    moved = {n for n, t in states[0].items() if not torch.equal(t, states[2][n])}
+    assert moved == {"2.weight", "2.bias"}
+    assert sum(n.endswith(("_u", "_v")) for n in states[0]) == 2
+    assert all(m.training for m in strategy.model.modules())
 
 
 def collected(decisions, plugin):

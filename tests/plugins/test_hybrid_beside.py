@@ -184,6 +184,57 @@ def test_beside_lora_the_base_stays_somebody_elses():
     assert not torch.equal(start["0.lora_B.default.weight"], end["0.lora_B.default.weight"])
 
 
+STOPS = {
+    "before an epoch": "before_training_epoch",
+    "after an epoch": "after_training_epoch",
+    "in an epoch": "before_training_iteration",
+}
+
+
+def stopper(event):
+    """Stops each experience in its second epoch of three, as early stopping does."""
+
+    def stop(strategy):
+        if strategy.clock.train_exp_epochs == 1:
+            strategy.stop_training()
+
+    return Call(**{STOPS[event]: stop})
+
+
+@pytest.mark.parametrize("event", STOPS)
+@pytest.mark.parametrize("order", ["ehs", "esh", "hes", "hse", "seh", "she"])
+def test_whoever_stops_early_what_ends_a_task_finds_the_whole_model(order, event):
+    ewc, plugin, frozen = EWCPlugin(1.0), HybridMagnitudePlugin("frozen", low=0), []
+    own = {"e": ewc, "h": plugin, "s": stopper(event)}
+    look = Call(after_forward=lambda s: frozen.append(not s.model[0].weight.requires_grad))
+    model = deep()
+    strategy = make_strategy(model, [*(own[each] for each in order), look], train_epochs=3)
+    stream = domain_stream(2).train_stream
+    strategy.train(stream[0])
+    before, listed = copy.deepcopy(model.state_dict()), list(strategy.plugins)
+    strategy.train(stream[1])
+    assert all(importance.data.sum() > 0 for importance in ewc.importances[1].values())
+    assert moved(before, model.state_dict()) == {"6"}
+    assert any(frozen)
+    assert not frozen[0]
+    assert strategy.plugins == listed
+
+
+def test_statistics_stand_whatever_runs_between_two_epochs():
+    disturb = lambda s: s.model(torch.randn(4, N_FEATURES))  # noqa: E731
+    model = deep()
+    plugins = [HybridMagnitudePlugin("frozen", low=0), Call(after_training_epoch=disturb)]
+    strategy = make_strategy(model, plugins, train_epochs=3)
+    stream = domain_stream(2).train_stream
+    strategy.train(stream[0])
+    strategy.plugins[1] = Call(
+        after_training_epoch=lambda s: s.clock.train_exp_epochs < 2 and disturb(s)
+    )
+    before = copy.deepcopy(model.state_dict())
+    strategy.train(stream[1])
+    assert moved(before, model.state_dict()) == {"6"}
+
+
 def test_importances_of_ewc_are_those_of_the_whole_model():
     """It measures them when the task is over, and so with everything thawed."""
     for turn in (1, -1):

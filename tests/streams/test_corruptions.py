@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets
+from avalanche.benchmarks.utils import TransformGroups, as_classification_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import TensorDataset
+from torchvision.transforms import RandomHorizontalFlip
 from torchvision.transforms.functional import gaussian_blur
 
 from avalanche_mgem.streams import (
@@ -25,6 +28,7 @@ from avalanche_mgem.streams.corruptions import (
     parse_corruptions,
     take_off_corruption,
 )
+from avalanche_mgem.streams.images import unit_range
 
 BUILDERS = [permuted_stream, rotated_stream, split_stream, correlated_stream]
 TIMELINE = ("classes_in_this_experience", "previous_classes", "future_classes")
@@ -173,6 +177,25 @@ def test_the_global_random_state_is_neither_read_nor_moved(photos):
         assert np.random.get_state()[1].tobytes() == before[1]
         assert torch.equal(torch.get_rng_state(), before[2])
     assert torch.equal(*map(_all, streams))
+
+
+def test_random_transforms_draw_from_the_seed_alone(photos, monkeypatch):
+    samples = TensorDataset(unit_range(photos.x_train), photos.y_train)
+    samples.targets = photos.y_train.tolist()
+    flip = (RandomHorizontalFlip(), None)
+    data = as_classification_dataset(
+        samples, transform_groups=TransformGroups({"train": flip, "eval": flip})
+    )
+    clean = benchmark_from_datasets(train=[data], test=[data])
+    results = []
+    for state, seed, chunk in ((1, 0, 1024), (2, 0, 7), (2, 1, 1024)):
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        monkeypatch.setattr("avalanche_mgem.streams.corruptions._CHUNK", chunk)
+        results.append(_all(corrupted(clean, "none", seed=seed)))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
 
 
 @pytest.mark.parametrize(

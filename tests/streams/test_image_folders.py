@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import numpy as np
@@ -181,3 +182,17 @@ def test_a_digest_is_of_names_and_sizes(birds, tmp_path):
     assert folder_digest(copy) == digest
     (copy / "crow" / "000.png").rename(copy / "crow" / "new.png")
     assert folder_digest(copy) != digest
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "PPM", "pgm", "tif", "tiff"])
+def test_a_digest_sees_pixels_where_sizes_cannot_tell(tmp_path, suffix):
+    path = tmp_path / "crow" / f"0.{suffix}"
+    digests = []
+    for colour in (3, 4, 3):
+        _write(path, np.full((4, 4), colour))
+        size = path.stat().st_size
+        os.utime(path, ns=(len(digests), len(digests)))
+        digests.append(folder_digest(tmp_path))
+    _write(tmp_path / "larger" / path.name, np.zeros((4, 4)))
+    assert (tmp_path / "larger" / path.name).stat().st_size == size
+    assert digests[0] == digests[2] != digests[1]

@@ -1,0 +1,315 @@
+"""What keeps numbers that are not finite from the weights: such a step is not taken (ours)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_mgem.arguments import one_of
+from avalanche_mgem.model.distributed import add_up, n_processes, unwrapped
+
+OnNonFinite = Literal["raise", "skip"]
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+class StepGuard:
+    """Sees to it that a step is taken only where loss and gradients are finite.
+
+        guard.start()                     # before an experience
+        guard.open(strategy)              # before an iteration, and before anything runs forward
+        guard.add_loss(strategy)          # after a backward pass
+        if guard.allows(strategy): ...    # before the optimiser's step
+        guard.close()                     # after it
+
+    Several iterations before one step, as when gradients are accumulated, are one step: it is
+    closed once.
+
+    A step that is skipped changes no parameter and no state of the optimiser, because nothing has a
+    gradient, and the running statistics that the step's forward passes moved are put back. After
+    it, the gradients are zero, for those who read them at the end of an iteration.
+
+    The guards of all plugins of a strategy act as one: what one of them refuses is skipped, and
+    counted, by all, and raises an error where one of them is to raise it.
+
+    Where `strategy.handles_nonfinite` is true, as beside a gradient scaler that leaves steps out
+    itself, gradients of the minibatch are left to it; loss and memory rows are not.
+
+    Args:
+        on_nonfinite: "raise": an error ends the training. "skip": the step is left out and counted.
+
+    Attributes:
+        skipped_steps: how many were left out.
+
+    Raises:
+        ValueError: another `on_nonfinite`.
+    """
+
+    def __init__(self, on_nonfinite: OnNonFinite) -> None:
+        self.on_nonfinite = one_of("on_nonfinite", on_nonfinite, ("raise", "skip"))
+        self.skipped_steps = 0
+        self.start()
+
+    def __getstate__(self) -> dict[str, object]:
+        # A copy begins between two steps: what is of one step is of this model.
+        kept = {name: vars(self)[name] for name in ("on_nonfinite", "skipped_steps")}
+        return {**vars(StepGuard("raise")), **kept}
+
+    @property
+    def skips(self) -> bool:
+        """Whether the step that has begun is skipped."""
+        return self._skips
+
+    def start(self) -> None:
+        """Forget a step that an error has ended."""
+        self._statistics: list[tuple[Tensor, Tensor]] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        self._is_open = self._skips = False
+        self._losses: list[Tensor] = []
+        self._without: list[nn.Parameter] = []  # a gradient, because they lost theirs
+
+    def open(self, strategy: Any) -> None:
+        """Begin a step, unless one has begun that is not over."""
+        if self._is_open:
+            return
+        self.start()
+        self._is_open = True
+        # The first plugin's guard does it for all: no forward pass of a later one has moved them.
+        if self.on_nonfinite == "skip" and _guards(strategy, self)[0] is self:
+            buffers = _running_statistics(strategy.model)
+            self._statistics = [(buffer, buffer.clone()) for buffer in buffers]
+
+    def add_loss(self, strategy: Any) -> None:
+        """Note the loss of a minibatch; it is looked at before the step."""
+        loss = strategy.loss
+        if isinstance(loss, Tensor) and loss.is_floating_point():
+            self._losses.append(loss.detach())
+
+    def allows(self, strategy: Any) -> bool:
+        """Return whether the step may be taken.
+
+        Raises:
+            FloatingPointError: it may not, and on_nonfinite="raise"; the experience, the iteration
+                and the parameter are named.
+        """
+        if not self._skips:
+            gradients = [] if _left_to_others(strategy) else _gradients(strategy)
+            if _on_all_ranks(all_finite([*self._losses, *gradients]), strategy):
+                return True
+            self._refuse(strategy, self._reason(strategy) or "another process has NaN or Inf")
+        self._drop_gradients(strategy)
+        return False
+
+    def refuse(self, strategy: Any, error: FloatingPointError, row: str | None = None) -> None:
+        """Skip the step, as what it needs could not be computed.
+
+        row: what is wrong with a memory row; None: nothing is.
+
+        Raises:
+            FloatingPointError: on_nonfinite="raise"; what is not finite is named, or what `error`
+                says if everything is finite.
+        """
+        reason = row or self._loss_reason()
+        if reason is None and (gradient := _gradient_reason(strategy)) is not None:
+            if _left_to_others(strategy):
+                return
+            reason = gradient
+        self._refuse(strategy, reason or str(error), error)
+        self._drop_gradients(strategy)
+
+    def close(self) -> None:
+        """End the step."""
+        for parameter in self._without:
+            parameter.grad = torch.zeros_like(parameter)
+        # Another plugin may refuse the step after it was taken; so the statistics stay at hand.
+        self._forget()
+
+    def _refuse(self, strategy: Any, reason: str, error: Exception | None = None) -> None:
+        guards = _guards(strategy, self)
+        if any(guard.on_nonfinite == "raise" for guard in guards):
+            raise FloatingPointError(
+                f"{reason}, in {place(strategy)}; the weights are as before this step "
+                f"(on_nonfinite='skip' leaves such steps out and counts them)"
+            ) from error
+        for guard in guards:
+            guard.skipped_steps += 1
+            guard._skips = guard._is_open
+            guard._put_statistics_back()
+
+    @torch.no_grad()
+    def _put_statistics_back(self) -> None:
+        for buffer, value in self._statistics:
+            buffer.copy_(value)
+
+    def _drop_gradients(self, strategy: Any) -> None:
+        # No optimiser touches what has no gradient, nor its state, weight decay included.
+        for parameter in {*_stepped(strategy), *strategy.model.parameters()}:
+            if parameter.grad is not None:
+                parameter.grad = None
+                self._without.append(parameter)
+
+    def _reason(self, strategy: Any) -> str | None:
+        return self._loss_reason() or _gradient_reason(strategy)
+
+    def _loss_reason(self) -> str | None:
+        bad = (loss for loss in self._losses if not _is_finite(loss))
+        return next((f"the loss is NaN or Inf, got {float(loss.sum())}" for loss in bad), None)
+
+
+class GuardsSteps:
+    """What a plugin shows of the guard in it."""
+
+    _guard: StepGuard
+
+    @property
+    def on_nonfinite(self) -> str:
+        """What becomes of a step that is not finite: "raise" or "skip"."""
+        return self._guard.on_nonfinite
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were left out."""
+        return self._guard.skipped_steps
+
+
+class OptimizerSnapshot:
+    """What an optimiser has before its step: parameters, their state and its settings, as copies.
+
+    It takes the memory of the parameters and of the optimiser's state.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._values = [
+            (p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]
+        ]
+        self._state = {p: _copied(state) for p, state in optimizer.state.items()}
+        self._settings = [_copied(_settings(group)) for group in optimizer.param_groups]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put everything back; state that the step has made is gone."""
+        for parameter, value in self._values:
+            parameter.copy_(value)
+        self._optimizer.state.clear()
+        self._optimizer.state.update(self._state)
+        for group, settings in zip(self._optimizer.param_groups, self._settings, strict=True):
+            group.update(settings)
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Return whether all numbers are finite.
+
+    An accelerator is waited for once. The root of the sum of squares is taken first, which is one
+    pass and no new tensor; where that overflows, each number is looked at.
+    """
+    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.device, tensor.dtype), []).append(_values(tensor))
+    if not kinds:
+        return True
+    flags = [torch.stack(torch._foreach_norm(same)).isfinite().all() for same in kinds.values()]
+    if bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all()):
+        return True
+    return all(_is_finite(tensor) for same in kinds.values() for tensor in same)
+
+
+def place(strategy: Any) -> str:
+    """Return where a training is, in words; experiences and iterations count from 0."""
+    clock = strategy.clock
+    number = getattr(strategy.experience, "current_experience", clock.train_exp_counter)
+    return f"experience {number}, iteration {clock.train_exp_iterations}"
+
+
+def row_reason(rows: Tensor, parameters: Mapping[str, slice], groups: Sequence[int]) -> str | None:
+    """Return which memory row is not finite, and in which parameter; None: all are.
+
+    Args:
+        rows: [K, P].
+        parameters: the positions of each by its name.
+        groups: how many rows each past task has; further rows are the open task's.
+    """
+    for index, row in enumerate(rows):
+        for name, columns in parameters.items():
+            if not _is_finite(row[columns]):
+                return f"the memory row of {_label(index, groups)} holds NaN or Inf in {name!r}"
+    return None
+
+
+def _label(index: int, groups: Sequence[int]) -> str:
+    for task, count in enumerate(groups):
+        if index < count:
+            return f"task {task}, group {index}"
+        index -= count
+    return f"the open task, group {index}"
+
+
+def _gradient_reason(strategy: Any) -> str | None:
+    names = {id(p): name for name, p in unwrapped(strategy.model).named_parameters()}
+    bad = [p for p in _stepped(strategy) if p.grad is not None and not _is_finite(p.grad)]
+    if not bad:
+        return None
+    name = names.get(id(bad[0]))
+    first = f"{name!r}" if name else f"a parameter {tuple(bad[0].shape)} outside the model"
+    others = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+    return f"the gradient of {first}{others} holds NaN or Inf"
+
+
+def _gradients(strategy: Any) -> list[Tensor]:
+    return [p.grad for p in _stepped(strategy) if p.grad is not None]
+
+
+def _stepped(strategy: Any) -> Iterator[nn.Parameter]:
+    for group in strategy.optimizer.param_groups:
+        yield from group["params"]
+
+
+def _values(tensor: Tensor) -> Tensor:
+    return tensor.coalesce().values() if tensor.layout == torch.sparse_coo else tensor
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(_values(tensor).isfinite().all())
+
+
+def _running_statistics(model: nn.Module) -> Iterator[Tensor]:
+    for module in model.modules():
+        for name in _STATISTICS:
+            if isinstance(buffer := getattr(module, name, None), Tensor):
+                yield buffer
+
+
+def _left_to_others(strategy: Any) -> bool:
+    return bool(getattr(strategy, "handles_nonfinite", False))
+
+
+def _guards(strategy: Any, own: StepGuard) -> list[StepGuard]:
+    """The guards of all plugins, in their order; `own` is one of them."""
+    found = [plugin._guard for plugin in strategy.plugins if isinstance(plugin, GuardsSteps)]
+    return found if any(guard is own for guard in found) else [*found, own]
+
+
+def _on_all_ranks(finite: bool, strategy: Any) -> bool:
+    """Whether it is so in all processes: each has its own loss, and all must do the same."""
+    if n_processes() == 1:
+        return finite
+    bad = torch.tensor(float(not finite), device=strategy.device)
+    add_up(bad)
+    return not bool(bad)
+
+
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params"}
+
+
+def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.detach().clone() if isinstance(value, Tensor) else deepcopy(value)
+        for name, value in values.items()
+    }

@@ -1,0 +1,112 @@
+"""What a checkpoint is of: told in its file, and compared before anything is loaded."""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from avalanche_mgem.checkpoint.errors import CheckpointError
+from avalanche_mgem.checkpoint.places import class_name
+
+_PACKAGES = ("torch", "avalanche-lib", "avalanche-mgem", "numpy")
+_NUMBERS = ("train_mb_size", "train_epochs", "eval_mb_size")
+_NEEDED = ("model", "optimizer", "_criterion", "plugins", "evaluator", "clock", "device")
+
+
+def check_strategy(strategy: Any) -> None:
+    """Raise ValueError for what is no Avalanche strategy."""
+    missing = [name for name in _NEEDED if not hasattr(strategy, name)]
+    if missing:
+        raise ValueError(
+            "strategy must be one of Avalanche's, such as a SupervisedTemplate; "
+            f"{type(strategy).__name__} has no {', '.join(missing)}"
+        )
+
+
+def identity(strategy: Any) -> dict[str, Any]:
+    """Return what tells one run's checkpoint from another's, as JSON values.
+
+    "classes" must be the same where it is loaded; "settings" and "versions" had better be.
+    """
+    return {
+        "classes": {
+            "strategy": class_name(strategy),
+            "optimizer": class_name(strategy.optimizer),
+            "criterion": class_name(strategy._criterion),
+            "plugins": [class_name(plugin) for plugin in strategy.plugins],
+            "metrics": [class_name(metric) for metric in strategy.evaluator.metrics],
+        },
+        "settings": {
+            "model": class_name(strategy.model),
+            **{name: getattr(strategy, name) for name in _NUMBERS if hasattr(strategy, name)},
+            **{f"optimizer.{k}": repr(v) for k, v in strategy.optimizer.defaults.items()},
+        },
+        "versions": {"python": platform.python_version(), **{n: _version(n) for n in _PACKAGES}},
+        "device": str(strategy.device),
+    }
+
+
+def compare(path: Any, told: Mapping[str, Any], strategy: Any) -> None:
+    """Compare what a checkpoint tells with the strategy that it is to be loaded into.
+
+    Raises:
+        CheckpointError: it is of another strategy, or of other plugins or metrics.
+    """
+    here = identity(strategy)
+    for what, saved in told["classes"].items():
+        if saved != here["classes"][what]:
+            raise CheckpointError(
+                f"{path} is of another run: its {what}: {_listed(saved)}; the {what} of the "
+                f"strategy to load it into: {_listed(here['classes'][what])}"
+            )
+    _warn_of("settings", "the checkpoint's settings hold, not the strategy's", path, told, here)
+    _warn_of("versions", "saved by other versions", path, told, here)
+
+
+def device_map(path: Any, saved: str, device: torch.device) -> Callable[[str], str]:
+    """Return the function from a device when saved, to that now: accelerators to `device`.
+
+    Raises:
+        CheckpointError: the run was on the CPU and is to go on elsewhere. What a step needs there
+            and what stays in memory cannot be told apart.
+    """
+    before = torch.device(saved)
+    if before.type == "cpu" and device.type != "cpu":
+        raise CheckpointError(
+            f"{path} is of a run on the CPU: make the strategy with device='cpu', got {device}"
+        )
+    moves = before.type if before != device else None
+
+    def now(name: str) -> str:
+        return str(device) if name.split(":", maxsplit=1)[0] == moves else name
+
+    return now
+
+
+def _warn_of(
+    part: str, what: str, path: Any, told: Mapping[str, Any], here: Mapping[str, Any]
+) -> None:
+    saved, now = told[part], here[part]
+    changes = [
+        f"{name} {saved.get(name)} -> {now.get(name)}"
+        for name in dict.fromkeys([*saved, *now])
+        if saved.get(name) != now.get(name)
+    ]
+    if changes:
+        warnings.warn(f"{path}: {what}: {', '.join(changes)}", stacklevel=4)
+
+
+def _listed(names: Any) -> str:
+    return names if isinstance(names, str) else ", ".join(names) or "none"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,98 @@
+"""MIGU under transformers' Trainer in two processes, and in one."""
+
+import os
+import tempfile
+
+import torch
+import transformers
+from accelerate.state import AcceleratorState
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from avalanche_mgem.huggingface import MIGUCallback
+from avalanche_mgem.model.distributed import n_processes, values_of_all
+
+WHOLE_BATCH = 8
+
+
+def make_model():
+    """A tiny RoBERTa without dropout."""
+    torch.manual_seed(5)
+    config = transformers.RobertaConfig(
+        vocab_size=40,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=10,
+        max_position_embeddings=20,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        num_labels=3,
+    )
+    return transformers.RobertaForSequenceClassification(config)
+
+
+def make_task(size=32, length=7):
+    """Sequences of one length, their labels told by their first token."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 40, (size, length), generator=generator)
+    return [{"input_ids": i, "labels": int(i[0]) % 3} for i in ids]
+
+
+def trained(folder, *, accumulated=1, **arguments):
+    """Train two tasks; return the parameters, the last mask and scores."""
+    model, migu = make_model(), MIGUCallback(0.4, **arguments)
+    options = TrainingArguments(
+        output_dir=folder,
+        per_device_train_batch_size=WHOLE_BATCH // n_processes() // accumulated,
+        gradient_accumulation_steps=accumulated,
+        max_steps=4,
+        learning_rate=0.01,
+        weight_decay=0.1,
+        lr_scheduler_type="constant",
+        train_sampling_strategy="sequential",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    for _ in range(2):
+        Trainer(model=model, args=options, train_dataset=make_task(), callbacks=[migu]).train()
+    masks = {name: mask.tolist() for name, mask in migu.last_mask.items()}
+    return nn.utils.parameters_to_vector(model.parameters()).detach(), masks
+
+
+CASES = {
+    "gradient": {},
+    "update": {"freeze": "update"},
+    "accumulated": {"accumulated": 2},
+}
+
+
+def run(case):
+    """The case in a folder of its own, which is gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        return trained(folder, **case)
+
+
+def alone(rank):
+    """All in one process, of the first; the state that accelerate keeps is gone afterwards."""
+    found = {name: run(case) for name, case in CASES.items()} if rank == 0 else {}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    return found
+
+
+def both(alone):
+    """Each case in two processes, beside that of one."""
+    results = {}
+    for name, case in CASES.items():
+        vectors, masks = zip(*values_of_all(run(case)), strict=True)
+        results[name] = {"same": torch.equal(*vectors), "same_masks": masks[0] == masks[1]}
+        if name in alone:
+            vector, mask = alone[name]
+            results[name]["distance"] = float((vectors[0] - vector).norm() / vector.norm())
+            results[name]["mask"] = mask == masks[0]
+    results["type"] = AcceleratorState().distributed_type.value
+    return results

@@ -1,0 +1,160 @@
+"""What experiments and their reports take."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from avalanche.training.supervised import Naive
+from fuzz_pure import (
+    ANY_STRING,
+    COUNT,
+    FLAG,
+    NOT_NEGATIVE,
+    PATH,
+    POSITIVE,
+    SIZE,
+    one_of,
+    optional,
+)
+from fuzz_values import Target, kind
+
+import avalanche_mgem.experiment as experiment
+from avalanche_mgem.experiment import plots
+
+_TEXT = "'x'|a null|a regex|'3'|'nan'|np.str"
+_ANY_HEADS = one_of("single", "growing", "multi")
+_WIDTHS = kind((3,), [4, 5], [np.int64(3)], may="")
+_SETTINGS = "{}|{'x': 'y'}|{'x': [None]}|{0: 1}|{None: None}"
+_RUN = experiment.RunResult("naive", "tiny", 0, np.eye(2), np.zeros(2), 1.0)
+_RUNS = kind([_RUN], (_RUN,))
+_METHODS = kind(
+    [experiment.METHODS["naive"]],
+    (experiment.METHODS["gem"],),
+    [],
+    may="[]|()|set|np []|tensor [0]",
+)
+
+
+def write_files():
+    """Put what the names above stand for into the current folder."""
+    Path("methods.toml").write_text('[weak]\nbase = "gem"\nmemory_strength = 0.1\n')
+
+
+EXPERIMENT = {
+    "MLPFactory": Target(
+        experiment.MLPFactory,
+        {
+            "hidden": kind((3,), [4, 5], (), [np.int64(3)], may="[]|()|np []|tensor [0]"),
+            "heads": _ANY_HEADS,
+        },
+    ),
+    "CNNFactory": Target(experiment.CNNFactory, {"channels": _WIDTHS, "heads": _ANY_HEADS}),
+    "SlimResNet18Factory": Target(
+        experiment.SlimResNet18Factory, {"width": SIZE, "heads": _ANY_HEADS}
+    ),
+    "TextModelFactory": Target(
+        experiment.TextModelFactory,
+        {
+            "model": kind("bert", may=f"{_TEXT}|Path"),
+            "form": one_of("classification", "text-to-text", "causal"),
+            "heads": one_of("multi", "growing", "single"),
+            "pooling": one_of("auto", "mean", "first", "last", "pooler"),
+            "tokenizer": kind(None, "bert", may=f"None|{_TEXT}|Path"),
+            "label_words": kind(None, {0: "a"}, may="None"),
+        },
+    ),
+    "make_model_factory": Target(
+        experiment.make_model_factory,
+        {
+            "name": kind("mlp", "cnn5", "slim-resnet18", more={"near": "mpl"}),
+            "heads": _ANY_HEADS,
+            "hidden": kind(None, may="None"),
+        },
+        called={"name": "model"},
+    ),
+    "load_model_factory": Target(
+        experiment.load_model_factory,
+        {"path": kind("avalanche_mgem.experiment:MLPFactory")},
+        called={"path": "model"},
+    ),
+    "Training": Target(
+        experiment.Training,
+        {
+            "learning_rate": POSITIVE,
+            "batch_size": COUNT,
+            "epochs": COUNT,
+            "eval_batch_size": COUNT,
+            "device": kind("cpu", "cuda:0", may="'3'"),
+            "memory": COUNT,
+            "optimizer": one_of("sgd", "adam", "adamw"),
+            "momentum": kind(
+                0.5, 0, np.float32(0.5), may="0|0.0|-0.0|0.5|1e-320|Fraction|np.float32"
+            ),
+            "weight_decay": NOT_NEGATIVE,
+            "length_buckets": optional(COUNT),
+        },
+    ),
+    "Method": Target(
+        partial(experiment.Method, strategy=Naive),
+        {
+            "name": kind("own", may=_TEXT),
+            "strategy": kind(Naive, lambda **_: None, may="a class|a function"),
+            "settings": kind({}, {"mem_size": 3}, may="{}|{'x': 'y'}|{'x': [None]}"),
+            "description": kind("", "a line", may=ANY_STRING),
+            "check": kind(None, lambda settings, n: None, may="None|a class|a function"),
+            "whole_stream": FLAG,
+        },
+    ),
+    "NamedStream": Target(
+        experiment.NamedStream,
+        {
+            "name": kind("permuted-digits", "split:a.npz", "text"),
+            "arguments": kind({}, {"n_experiences": 3}, may="{}|{'x': 'y'}|{'x': [None]}"),
+        },
+        called={"name": "stream"},
+    ),
+    "TextStream": Target(
+        experiment.TextStream,
+        {
+            "tasks": kind("1", ("agnews", "yahoo"), 1, may="1|3|'3'|np.int64|np.uint8"),
+            "tokenizer": kind("bert", may=f"{_TEXT}|Path"),
+            "folder": kind(None, "tasks", may=f"{PATH.names()}|None"),
+            "form": one_of("classification", "text-to-text", "causal"),
+            "max_length": COUNT,
+            "train_per_experience": optional(COUNT),
+            "test_per_experience": optional(COUNT),
+            "task_labels": FLAG,
+            "shared_labels": FLAG,
+            "cache_folder": kind(None, "cache", may=f"{PATH.names()}|None"),
+        },
+    ),
+    "find_method": Target(
+        experiment.find_method,
+        {"name": kind("naive", "replay+migu", more={"near": "naivee"})},
+        called={"name": "methods"},
+    ),
+    "load_methods": Target(experiment.load_methods, {"path": kind("methods.toml")}),
+    "load_results": Target(
+        experiment.load_results,
+        {
+            "folders": kind("results", ["results"]),
+            "only_methods": kind(None, ["naive"], may="None"),
+            "only_streams": kind(None, ["tiny"], may="None"),
+        },
+        called={"only_methods": "methods", "only_streams": "streams"},
+    ),
+    "methods_table": Target(experiment.methods_table, {"methods": _METHODS}),
+    "write_report": Target(
+        experiment.write_report, {"results": _RUNS, "out": PATH, "tensorboard": FLAG}
+    ),
+}
+PLOTS = {
+    **{
+        name: Target(getattr(plots, name), {"results": _RUNS})
+        for name in ("accuracy_figure", "forgetting_figure", "heatmap_figure", "tradeoff_figure")
+    },
+    **{
+        name: Target(getattr(plots, name), {"results": _RUNS, "path": PATH})
+        for name in ("plot_accuracy", "plot_tradeoff")
+    },
+}
