@@ -1,7 +1,12 @@
-"""What several processes share of the work on a memory, or on a task's data.
+"""What several processes that train one model share of the work on a memory, or on a task's data.
 
-Every process has the whole memory, so that one process's checkpoint is that of all, and works on a
-part of it.
+Avalanche deals out each minibatch: train_mb_size is what one process sees, an experience's data set
+is the same in all, and so every process keeps the same memory, of which it works on a part. One
+process's checkpoint is that of all. Avalanche neither wraps the model nor averages gradients: wrap
+it with `DistributedHelper.wrap_model`, or where it grows with
+`avalanche_mgem.model.distributed.data_parallel` in the strategy's `model_adaptation`. With a plain
+process group, `average_gradients` in its `backward` does it too. Names and patterns are those of
+the model inside the wrapper. Metrics are each process's own, of the samples that it sees.
 """
 
 from __future__ import annotations

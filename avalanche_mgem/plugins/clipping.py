@@ -11,7 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from avalanche_mgem.arguments import finite, flag, flag
+from avalanche_mgem.arguments import finite, flag
 
 
 class ClipGradientPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types

@@ -70,6 +70,10 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
     the same task can be trained again then. A new strategy with another model begins anew, with a
     first task; a copy of the plugin goes on in one.
 
+    Several processes, the model in DistributedDataParallel with find_unused_parameters=True: g is
+    over the data of all, and the first one's decision is that of all. See
+    `avalanche_mgem.bridge.distributed`.
+
     Args:
         mode: "adaptive", as above. "frozen": `low` modules train on every task after the first.
             "initialized": all do, as without the plugin. The last two measure no gradient.

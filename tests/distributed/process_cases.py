@@ -75,7 +75,8 @@ class Run:
 
     plugins: () -> list; made with another initial seed in every process.
     wrap: "helper" (Avalanche's wrap_model, before the strategy is made), "anew" (Rewrapped),
-    "group" (no wrapper, Averaging) or "none".
+    "group" (no wrapper, Averaging), "views" (gradients that are views of the wrapper's own buffers)
+    or "none".
     """
 
     def __init__(
@@ -97,7 +98,9 @@ class Run:
         model = model()
         if wrap == "helper" and n_processes() > 1:
             model = DistributedHelper.wrap_model(model)
-        kind = {"helper": Naive, "anew": Rewrapped, "group": Averaging, "none": Naive}[wrap]
+        if wrap == "views":
+            model = data_parallel(model, gradient_as_bucket_view=True)
+        kind = {"anew": Rewrapped, "group": Averaging}.get(wrap, Naive)
         self.strategy = make_strategy(
             model,
             [*others, *made, watch],
@@ -225,6 +228,7 @@ EQUAL = {
     "mgem + migu": lambda: Run(gated()),
     "mgem + migu, update": lambda: Run(gated(restrict="update"), optimizer=momentum),
     "all three": lambda: Run(all_three, optimizer=momentum),
+    "all three, bucket views": lambda: Run(all_three, optimizer=adamw, wrap="views"),
 }
 
 
