@@ -27,8 +27,8 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
             Trainer(model, arguments, train_dataset=dataset, callbacks=[migu]).train()
 
     What `avalanche_mgem.MIGUPlugin` is to Avalanche, on the same core: see there for the method
-    (arXiv 2406.17245, eq. 3-6) and for the arguments. Each finished `train()` is a task, so hand
-    one callback to all Trainers in turn.
+    (arXiv 2406.17245, eq. 3-6) and for the arguments. Each finished `train()` is a task, those of
+    `hyperparameter_search` too, so hand one callback to all Trainers in turn.
 
     Runs on `on_step_begin` (from here on, forward passes in training mode that build a graph are
     recorded; evaluation, generation and what activation checkpointing computes anew are not),
@@ -47,6 +47,7 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
 
     Attributes:
         tasks: how many calls of `train()` have ended.
+        draws: how many steps have drawn their rows (score="random").
         mask_fraction: as the argument.
         last_mask: which rows the last step might move, bool [n] for each gated layer by its name;
             None where all might.
@@ -97,6 +98,15 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_hooks": []}
 
+    @property
+    def draws(self) -> int:
+        """How many steps have drawn their rows."""
+        return self._gate.draws
+
+    @draws.setter
+    def draws(self, value: int) -> None:
+        self._gate.draws = value
+
     def state(self) -> dict[str, Any]:
         """Return what a Trainer's checkpoint keeps of the callback."""
         gate = self._gate
@@ -108,7 +118,7 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
             "seed": gate.seed,
             "skip_tasks": self.skip_tasks,
         }
-        return {"args": arguments, "attributes": {"tasks": self.tasks}}
+        return {"args": arguments, "attributes": {"tasks": self.tasks, "draws": self.draws}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Find the layers."""
@@ -120,6 +130,7 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
         """Begin to record the magnitudes."""
         self._close()
         self._gate.reset()
+        self._gate.begin()
         model: nn.Module = kwargs["model"]
         # Not always_call: the gate has a guard of its own against a forward pass that fails.
         self._hooks = [

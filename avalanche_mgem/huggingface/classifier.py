@@ -205,7 +205,9 @@ def check_tokenizer(model: nn.Module, tokenizer: Any, *, max_length: int | None 
             f"tokenizer {name!r} pads with the id {padding}, but the model numbers its positions "
             f"by the padding id {own}: take the model's own tokenizer"
         )
-    most = positions.num_embeddings - (0 if own is None else own + 1)
+    # Some (BART, OPT) leave the first few out by an offset, and have no padding id.
+    first = getattr(positions, "offset", 0) if own is None else own + 1
+    most = positions.num_embeddings - int(first)
     if max_length is not None and max_length > most:
         raise ValueError(f"max_length={max_length}: the model has positions for {most} tokens")
 
@@ -242,7 +244,8 @@ def _head(heads: str, width: int, n_classes: int | None) -> nn.Module:
 
 
 def _width(config: Any) -> int:
-    return int(config.hidden_size)
+    # OPT may project its last states to the width of its embeddings.
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
 
 
 def _dropout_of(config: Any) -> float:

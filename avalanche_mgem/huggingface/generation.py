@@ -217,6 +217,11 @@ class CausalAnswers(_AnswersInWords):
     def _logits(self, features: Mapping[str, Tensor], wanted: Tensor) -> Tensor:
         # The token at j is foretold at j - 1.
         foretold = wanted[:, 1:]
+        if bool(wanted[:, 0].any()):
+            raise ValueError(
+                "features['labels'] must be -100 on the first token, which nothing foretells: the "
+                "labels are those of the answer only"
+            )
         # Logits of a large vocabulary are worth leaving out where nobody asks for them.
         columns = foretold.any(0).nonzero()[:, 0]
         inputs = {name: features[name] for name in (INPUT_IDS, ATTENTION_MASK)}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from avalanche_mgem.arguments import finite, positive_int
 from avalanche_mgem.huggingface.classifier import check_tokenizer
+from avalanche_mgem.huggingface.encoders import taken_names
 from avalanche_mgem.huggingface.generation import model_and_tokenizer
 from avalanche_mgem.huggingface.losses import TokenLogits
 from avalanche_mgem.streams.text_tokens import ATTENTION_MASK, INPUT_IDS
@@ -78,7 +79,8 @@ class MaskedLanguageModel(nn.Module):
         """Hide tokens of features (input_ids, attention_mask, ... [B, L]), return their logits."""
         ids = features[INPUT_IDS]
         hidden, chosen = self._hidden(ids, features.get(ATTENTION_MASK))
-        others = {name: value for name, value in features.items() if name != INPUT_IDS}
+        known = taken_names(self.model) - {INPUT_IDS}
+        others = {name: value for name, value in features.items() if name in known}
         logits = self.model(input_ids=hidden, **others).logits[chosen]
         targets = ids[chosen]
         with torch.no_grad():

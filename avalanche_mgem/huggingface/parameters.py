@@ -97,6 +97,8 @@ class ParameterGroupsPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanch
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Join the groups: the model is about to grow, and Avalanche to update the optimiser."""
         optimizer: Optimizer = strategy.optimizer
+        if self._groups is not None:  # what followed the last time failed
+            optimizer.param_groups = self._groups
         self._groups = optimizer.param_groups
         joined = {**self._groups[0], "params": [p for g in self._groups for p in g["params"]]}
         optimizer.param_groups = [joined]

@@ -27,7 +27,7 @@ from avalanche_mgem.model.magnitudes import (
     random_scores,
     weight_scores,
 )
-from avalanche_mgem.model.padding import is_encoder_decoder, token_masks
+from avalanche_mgem.model.padding import TokenMask, is_encoder_decoder, token_masks
 from avalanche_mgem.model.targets import Heads, TargetModules, inside
 from avalanche_mgem.restriction.rows import Normalize, kept_rows_of_layers, n_masked
 
@@ -59,6 +59,7 @@ class RowGate:
         names: of the gated layers.
         last_scores: of the last step, float32 [n] by layer; None before the first.
         last_mask: which rows the last step might move, bool [n] by layer; None where it was free.
+        draws: how many steps have drawn their rows (score="random").
     """
 
     def __init__(
@@ -97,14 +98,23 @@ class RowGate:
         self._over = False  # whether the step is, so that its scores are to be forgotten
         self._hold: StepHold | None = None
         self._resolved: list[GatedLayer] | None = None  # the layers of these names, for a step
-        self._draws = 0
+        self.draws = 0
 
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_hold": None, "_resolved": None}
 
     def find(self, model: nn.Module) -> None:
-        """Find the gated layers of `model`; see `find_gated_layers` for what it raises."""
+        """Find the gated layers of `model`.
+
+        Those that are frozen now are gated from the next `find` on.
+
+        Raises:
+            ValueError: what `find_gated_layers` raises; a compiled model whose outputs are wanted.
+        """
         self.release()
+        self.close()
+        if self.score == "output":
+            _refuse_compiled(model)
         layers = find_gated_layers(model, self.target_modules, heads=self.heads)
         self.names = [layer.name for layer in layers]
         self._head_names = find_heads(model, self.heads)
@@ -113,20 +123,22 @@ class RowGate:
         self._recorder.reset()
         self._resolved = None
 
-    def open(self, model: nn.Module, batch: object = None) -> None:
-        """Record the layers' outputs until `close`, or until the forward pass fails.
-
-        batch: the input of the model, which tells the padding where it is a mapping that has an
-        attention mask.
-        """
+    def begin(self) -> None:
+        """Choose anew, with the scores so far or, after a step's end, without them."""
         self._kept = None
         if self._over:
             self._recorder.reset()
             self._over, self._resolved = False, None
+
+    def open(self, model: nn.Module, batch: object = None) -> None:
+        """Record the layers' outputs until `close`, or until the forward pass fails.
+
+        batch: the input of the model, a mapping that has an attention mask where padding is to be
+        ignored; ValueError where it has none.
+        """
+        self.begin()
         if self.score == "output":
-            masks = None
-            if self.ignore_padding and isinstance(batch, Mapping):
-                masks = token_masks(batch, encoder_decoder=self._encoder_decoder)
+            masks = self._token_masks(batch) if self.ignore_padding else None
             self._recorder.open(self._layers(model), token_mask=masks, guard=model)
 
     def close(self) -> None:
@@ -151,8 +163,19 @@ class RowGate:
         return self._kept
 
     def look(self, model: nn.Module) -> None:
-        """Take the scores of this step, without choosing by them: all rows may move."""
+        """Take the scores of this step, without choosing by them: all rows may move.
+
+        Raises:
+            RuntimeError: score="output", and no output of a gated layer was seen in this step.
+        """
         self.last_scores, self.last_mask = self._scores(model), None
+        layers = self._layers(model)
+        if self.score == "output" and layers and not self.last_scores:
+            known = ", ".join(layer.name for layer in layers)
+            raise RuntimeError(
+                "no output of a gated layer was seen in this step: the loss was computed around "
+                f"the model's own call, or the model is compiled (layers: {known})"
+            )
 
     def mask(self, model: nn.Module) -> None:
         """Make the gradients zero of the rows that may not move; None stays None."""
@@ -195,6 +218,17 @@ class RowGate:
         """Return the names of the parameters that may not move as a whole (ungated="freeze")."""
         return [] if self.ungated == "train" else [name for name, _ in self._ungated(model)]
 
+    def _token_masks(self, batch: object) -> TokenMask:
+        known = isinstance(batch, Mapping)
+        masks = token_masks(batch, encoder_decoder=self._encoder_decoder) if known else None
+        if masks is None:
+            has = ", ".join(map(str, batch)) if known else f"a {type(batch).__name__}"
+            raise ValueError(
+                "ignore_padding=True needs a model that is called with a mapping that has an "
+                f"attention_mask [N, L], got {has}"
+            )
+        return masks
+
     def _layers(self, model: nn.Module) -> list[GatedLayer]:
         if self._resolved is None:
             self._resolved = resolve_gated_layers(model, self.names)
@@ -210,17 +244,20 @@ class RowGate:
             # Under a GradScaler gradients may overflow; then the step is left out, masked or not.
             return {name: s.nan_to_num() for name, s in gradient_scores(layers).items()}
         # A generator of torch's cannot be pickled: each step has one of its own instead.
-        sequence = np.random.SeedSequence([self.seed, self._draws])
-        self._draws += 1
+        sequence = np.random.SeedSequence([self.seed, self.draws])
+        self.draws += 1
         generator = torch.Generator().manual_seed(int(sequence.generate_state(1)[0]))
         return random_scores(layers, generator)
 
     def _ungated(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield what is neither a row of a gated layer nor in an output head."""
-        gated = {id(rows.parameter) for layer in self._layers(model) for rows in layer.rows}
+        trained = {id(rows.parameter) for layer in self._layers(model) for rows in layer.rows}
+        # By identity: what a head shares, as a tied embedding, goes by the other module's name.
+        for name, module in model.named_modules():
+            if any(inside(name, head) for head in self._head_names):
+                trained |= {id(parameter) for parameter in module.parameters(recurse=False)}
         for name, parameter in model.named_parameters():
-            in_head = any(inside(name, head) for head in self._head_names)
-            if id(parameter) not in gated and not in_head:
+            if id(parameter) not in trained:
                 yield name, parameter
 
 
@@ -243,6 +280,18 @@ class ShowsGate:
     def last_scores(self) -> dict[str, Tensor] | None:
         """The scores of the last step."""
         return self._gate.last_scores
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        # An OptimizedModule is what torch.compile returns; `compile()` marks the module itself.
+        compiled = getattr(module, "_compiled_call_impl", None) is not None
+        if compiled or type(module).__name__ == "OptimizedModule":
+            raise ValueError(
+                f"model is compiled ({name or 'as a whole'}), and what is compiled does not always "
+                "call the hooks that record outputs: use score='output' without compiling, or "
+                "another score"
+            )
 
 
 def _own_names(argument: str, names: TargetModules) -> TargetModules:

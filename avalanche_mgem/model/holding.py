@@ -148,7 +148,7 @@ def hold_rows(
     the whole no longer than a plain step; on an accelerator all at once. An error in a step leaves
     some rows stepped and others not, as it does in a plain one, but masked rows untouched. The kept
     rows move as in a plain step, to the bit but for kernels that round the last few elements of a
-    tensor differently (torch's fused ones on a CPU).
+    tensor differently (torch's fused ones on a CPU, and most in half precision).
 
     Of any other optimiser, and where `step` is given a closure, the masked rows are put back after
     the step, as by `RowKeeper`, which also says what becomes of state that is made in a step. An

@@ -48,10 +48,11 @@ class MagnitudeRecorder:
         one_of("normalize", normalize, NORMALIZE)
         self.normalize = normalize
         self._hooks: list[RemovableHandle] = []
+        self._guard: list[RemovableHandle] = []
         self.reset()
 
     def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_hooks": []}
+        return {**vars(self), "_hooks": [], "_guard": []}
 
     def open(
         self,
@@ -77,11 +78,17 @@ class MagnitudeRecorder:
             self._hooks.append(layer.module.register_forward_hook(hook))
         if guard is not None:
             on_error = _CloseOnError(self)
-            self._hooks.append(guard.register_forward_hook(on_error, always_call=True))
+            self._guard.append(guard.register_forward_hook(on_error, always_call=True))
         return self
 
     def close(self) -> None:
         """Take the hooks off, our own only; the sums stay."""
+        self.close_layers()
+        while self._guard:
+            self._guard.pop().remove()
+
+    def close_layers(self) -> None:
+        """Take the hooks of layers off, and leave the guard's."""
         while self._hooks:
             self._hooks.pop().remove()
 
@@ -128,9 +135,10 @@ class _Hook:
     token_mask: Tensor | None
 
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-        mask = self.token_mask
-        fits = mask is not None and self.channel_dim == -1 and output.ndim > mask.ndim
-        if mask is None or not fits or output.shape[: mask.ndim] != mask.shape:
+        mask = self.token_mask if self.channel_dim == -1 else None
+        if mask is not None and output.ndim == 2 and len(output) == mask.numel():
+            mask = mask.reshape(-1)  # some models hand their layers all tokens in a row
+        elif mask is not None and output.shape[:-1][: mask.ndim] != mask.shape:
             mask = None
         total, count = token_magnitudes(
             output,
@@ -151,7 +159,9 @@ class _CloseOnError:
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: object) -> None:
         # torch calls such a hook with None when the forward pass has raised.
         if output is None:
-            self.recorder.close()
+            # It goes over the hooks at this moment, which cannot lose one before the last.
+            is_last = next(reversed(module._forward_hooks.values())) is self
+            (self.recorder.close if is_last else self.recorder.close_layers)()
 
     def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
         return _no_hook, ()

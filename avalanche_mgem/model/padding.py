@@ -30,13 +30,15 @@ def token_masks(batch: Mapping[str, Any], *, encoder_decoder: bool = False) -> T
     Args:
         batch: a model's input; `attention_mask` is that of its tokens. None where it has none.
         encoder_decoder: whether the model has a decoder with tokens of its own; they count where
-            `decoder_attention_mask` says so or, without it, where `labels` are not -100.
+            `decoder_attention_mask` says so or, without it, where `labels` are not -100; without
+            either, all `decoder_input_ids` do.
     """
     source = _tensor(batch, "attention_mask")
     target = _tensor(batch, "decoder_attention_mask")
     if target is None and (labels := _tensor(batch, "labels")) is not None:
         target = labels != _IGNORED
-    if not encoder_decoder or target is None:
+    if not encoder_decoder or (target is None and "decoder_input_ids" not in batch):
+        # A decoder without input of its own is shown the encoder's, as in a classifier from BART.
         return source
 
     def mask_of(layer: str) -> Tensor | None:

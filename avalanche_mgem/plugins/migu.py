@@ -96,6 +96,7 @@ class MIGUPlugin(ShowsGate, SupervisedPlugin):  # type: ignore[misc]  # Avalanch
         self.skip_tasks = positive_int("skip_tasks", skip_tasks, minimum=0)
         self.skip_steps = positive_int("skip_steps", skip_steps, minimum=0)
         self._tasks = 0  # that have begun
+        self._unfinished: int | None = None  # the experience that has begun and not ended
         self._steps = 0
         self._boundaries_known = True
 
@@ -105,7 +106,10 @@ class MIGUPlugin(ShowsGate, SupervisedPlugin):  # type: ignore[misc]  # Avalanch
         self._gate.find(strategy.model)
         boundary = task_boundary(strategy.experience)
         self._boundaries_known = boundary.known
-        self._tasks += boundary.starts
+        # A task whose training has failed and begins again is no second one.
+        again = self._unfinished == (place := strategy.experience.current_experience)
+        self._tasks += boundary.starts and not again
+        self._unfinished = place
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Begin to record the magnitudes."""
@@ -128,6 +132,10 @@ class MIGUPlugin(ShowsGate, SupervisedPlugin):  # type: ignore[misc]  # Avalanch
         self._gate.release()
         self._gate.reset()
         self._steps += 1
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Note that it has ended."""
+        self._unfinished = None
 
     def held_still(self, strategy: Any, *, of: str) -> Still:
         """Return what this step holds still, see `avalanche_mgem.bridge.still`.

@@ -97,6 +97,13 @@ def test_the_loss_is_that_of_transformers():
     assert output.logits.shape == (len(output.targets), len(VOCABULARY))
 
 
+def test_the_first_token_is_no_answer():
+    model = make_model().train()
+    features, _, tasks = batch_of(make_stream(FORM))
+    with pytest.raises(ValueError, match=r"features\['labels'\] must be -100 on the first token"):
+        model({**features, "labels": features["input_ids"]}, tasks)
+
+
 def test_models_that_give_all_logits_have_the_same_loss():
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=len(VOCABULARY), n_embd=16, n_layer=1, n_head=2)

@@ -55,6 +55,18 @@ TINY = {
             eos_token_id=1,
         )
     ),
+    "opt": lambda: transformers.OPTModel(
+        transformers.OPTConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            ffn_dim=16,
+            word_embed_proj_dim=6,
+            max_position_embeddings=30,
+            pad_token_id=0,
+        )
+    ),
     "t5": lambda: transformers.T5ForConditionalGeneration(
         transformers.T5Config(**T5, num_heads=2, decoder_start_token_id=0)
     ),
@@ -307,7 +319,9 @@ def test_a_tokenizer_that_does_not_fit(name, changes, message):
         check_tokenizer(text_classifier(tiny(name)), fitting(**changes))
 
 
-@pytest.mark.parametrize(("name", "most"), [("bert", 512), ("roberta", 511), ("gpt2", 1024)])
+@pytest.mark.parametrize(
+    ("name", "most"), [("bert", 512), ("roberta", 511), ("gpt2", 1024), ("opt", 30)]
+)
 def test_texts_longer_than_the_positions(name, most):
     check_tokenizer(tiny(name), fitting(), max_length=most)
     with pytest.raises(ValueError, match=f"max_length={most + 1}: the model has positions for"):

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -169,6 +170,18 @@ def test_what_is_frozen_is_out_and_comes_back_anew():
     assert not torch.equal(parameter_vector(frozen), held)
     assert strategy.optimizer.state[other]["step"].item() == 3 * steps
     assert strategy.optimizer.state[next(frozen.parameters())]["step"].item() == steps
+
+
+def test_what_fails_between_the_two_events_loses_no_group():
+    rule, model = partial(parameter_groups, weight_decay=0.1), nn.Sequential(nn.Linear(3, 2))
+    optimizer = torch.optim.SGD(rule(model), lr=1.0)
+    optimizer.param_groups[1]["lr"] = 0.5
+    strategy = SimpleNamespace(model=model, optimizer=optimizer)
+    plugin = ParameterGroupsPlugin(rule)
+    plugin.after_train_dataset_adaptation(strategy)
+    plugin.after_train_dataset_adaptation(strategy)  # the first time, the loader could not be made
+    plugin.before_training_exp(strategy)
+    assert [group["lr"] for group in optimizer.param_groups] == [1.0, 0.5]
 
 
 def test_a_schedulers_rates_stay():

@@ -243,6 +243,27 @@ def test_only_the_passes_that_are_trained_on_are_recorded(tmp_path, trainer, set
     assert same(*states)
 
 
+class AroundTheModel(Trainer):
+    """Computes the loss without calling the model itself."""
+
+    def compute_loss(self, model, inputs, **kwargs):
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        logits = model.classifier(model.roberta(**inputs).last_hidden_state)
+        return torch.nn.functional.cross_entropy(logits, labels)
+
+
+def test_a_loss_around_the_model_is_refused_or_masked_anew_each_step(tmp_path):
+    with pytest.raises(RuntimeError, match="no output of a gated layer was seen"):
+        train(tmp_path / "0", make_model(), make_task(), MIGUCallback(T), trainer=AroundTheModel)
+
+    migu, masks = MIGUCallback(T, score="random", skip_tasks=0), []
+    watch = TrainerCallback()
+    watch.on_optimizer_step = lambda *args, **kwargs: masks.append(migu.last_mask[LAYER].tolist())
+    train(tmp_path / "1", make_model(), make_task(), migu, watch, trainer=AroundTheModel)
+    assert len({tuple(mask) for mask in masks}) == len(masks) > 1
+
+
 def test_no_hook_is_left_on_the_model_or_the_optimiser(tmp_path):
     class Between(Watch):
         def on_optimizer_step(self, args, state, control, **kwargs):
@@ -290,19 +311,22 @@ def test_a_forward_pass_that_fails_says_why(tmp_path):
     assert hooks_of(model) == 0
 
 
-def test_a_resumed_trainer_knows_the_task(tmp_path):
+@pytest.mark.parametrize(("score", "draws"), [("output", 0), ("random", 6)])
+def test_a_resumed_trainer_knows_the_task(tmp_path, score, draws):
     """Tasks 0 and 1, the second broken off after two steps and resumed by a new callback."""
     whole, broken = make_model(), make_model()
-    migu = MIGUCallback(T, freeze="update", target_modules={"query", "dense"})
+    settings = {"freeze": "update", "target_modules": {"query", "dense"}, "score": score, "seed": 1}
+    migu = MIGUCallback(T, **settings)
     train(tmp_path / "0", whole, make_task(), migu)
     train(tmp_path / "1", whole, make_task(1), migu)
 
-    migu = MIGUCallback(T, freeze="update", target_modules={"query", "dense"})
+    migu = MIGUCallback(T, **settings)
     train(tmp_path / "2", broken, make_task(), migu)
     saving = {"save_strategy": "steps", "save_steps": 2}
     train(tmp_path / "3", broken, make_task(1), migu, **saving)
     stored = json.loads((tmp_path / "3" / "checkpoint-2" / "trainer_state.json").read_text())
-    assert stored["stateful_callbacks"]["MIGUCallback"]["attributes"] == {"tasks": 1}
+    attributes = stored["stateful_callbacks"]["MIGUCallback"]["attributes"]
+    assert attributes == {"tasks": 1, "draws": draws}
 
     resumed = make_model()
     trainer = train(

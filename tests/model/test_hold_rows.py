@@ -19,10 +19,9 @@ from avalanche_mgem.model.holding import hold_rows
 from avalanche_mgem.model.layers import find_gated_layers
 
 AdamW = partial(torch.optim.AdamW, lr=0.1, weight_decay=0.1)
-ADAFACTORS = {
-    "torch": partial(torch.optim.Adafactor, lr=0.1, weight_decay=0.1),
-    "transformers": partial(Adafactor, lr=0.1, weight_decay=0.1, relative_step=False),
-}
+ADAFACTORS = {"transformers": partial(Adafactor, lr=0.1, weight_decay=0.1, relative_step=False)}
+if hasattr(torch.optim, "Adafactor"):  # from torch 2.5 on
+    ADAFACTORS["torch"] = partial(torch.optim.Adafactor, lr=0.1, weight_decay=0.1)
 
 
 def make_model(width=5):
@@ -243,7 +242,7 @@ def test_the_wrapper_of_accelerate(accelerator):
     assert (model[0].weight != start[0].weight).all()
 
 
-@pytest.mark.parametrize("make", [AdamW, ADAFACTORS["torch"]])
+@pytest.mark.parametrize("make", [AdamW, next(reversed(ADAFACTORS.values()))])
 def test_holds_of_one_optimiser_add_up_and_those_of_two_do_not(make):
     model = make_model()
     first = make([*model[0].parameters(), *model[1].parameters()])

@@ -40,6 +40,13 @@ def test_keys_and_values_of_cross_attention_are_the_sources(layer, mask, batch):
     assert torch.equal(masks(layer) == 1, mask == 1)
 
 
+@pytest.mark.parametrize(("own", "mask"), [({"decoder_input_ids": TARGET}, None), ({}, SOURCE)])
+def test_without_a_mask_of_its_own_a_decoder_counts_its_own_tokens_or_the_sources(own, mask):
+    masks = token_masks({"attention_mask": SOURCE, **own}, encoder_decoder=True)
+    of_layer = masks("decoder.block.0.layer.0.SelfAttention.k") if callable(masks) else masks
+    assert of_layer is mask
+
+
 def test_a_model_without_a_decoder_has_one_mask():
     batch = {"attention_mask": SOURCE, "labels": LABELS}
     assert token_masks(batch) is SOURCE

@@ -334,6 +334,20 @@ def test_random_masks_come_from_the_seed():
     assert not torch.equal(ends[0], ends[2])
 
 
+def test_a_first_task_that_begins_again_is_still_the_first():
+    plugin = MIGUPlugin(0.6)
+    failing = Call(before_backward=lambda strategy: 1 / 0)
+    strategy = make_strategy(deep(), [plugin, failing])
+    task, second, *_ = domain_stream().train_stream
+    with pytest.raises(ZeroDivisionError):
+        strategy.train(task)
+    strategy.plugins.remove(failing)
+    strategy.train(task)
+    assert plugin.last_mask is None
+    strategy.train(second)
+    assert plugin.last_mask is not None
+
+
 def test_after_an_error_in_the_forward_pass_no_hook_is_left():
     def fail(strategy):
         raise RuntimeError("stop")
