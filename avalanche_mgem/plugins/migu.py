@@ -61,9 +61,11 @@ class MIGUPlugin(ShowsGate, SupervisedPlugin):  # type: ignore[misc]  # Avalanch
             None before the first.
 
     Raises:
-        ValueError: an argument out of range, at construction; a target that matches nothing or a
-            model without a layer to gate, before the first iteration.
-        RuntimeError: several processes train together, before the first iteration.
+        ValueError: an argument out of range, at construction; a target that matches nothing, a
+            model without a layer to gate or, with score="output", a compiled one, before the first
+            iteration; ignore_padding=True, and an input without an `attention_mask`.
+        RuntimeError: several processes train together, before the first iteration; score="output",
+            and no output of a gated layer was seen in a step.
     """
 
     def __init__(
