@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 _MOST_NAMES = 25
 LARGEST = 2**63 - 1  # int64
 _LONGEST = 100  # letters of a value in an error
-
-Made = TypeVar("Made")
 
 
 def positive_int(name: str, value: object, *, minimum: int = 1) -> int:
@@ -60,7 +58,7 @@ def as_path(name: str, value: object) -> Path:
     return Path(given)
 
 
-def instance(name: str, value: object, kind: type[Made], *, what: str) -> Made:
+def instance(name: str, value: object, kind: type, *, what: str) -> Any:
     """Return `value` if it is an instance of `kind`, or raise ValueError: `what` it must be."""
     if not isinstance(value, kind):
         raise ValueError(f"{name} must be {what}, got {_shown(value)}")

@@ -76,9 +76,7 @@ class Run:
             "parameters": digest(self.strategy.model.state_dict()),
             "optimiser": digest(self.strategy.optimizer.state_dict()),
             "accuracy": digest(self.accuracy.result("test")),
-            "metrics": digest(
-                dict(self.strategy.evaluator.all_metric_results)
-            ),
+            "metrics": digest(dict(self.strategy.evaluator.all_metric_results)),
             "random states": digest(random_states()),
         }
 

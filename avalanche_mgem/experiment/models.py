@@ -222,7 +222,7 @@ def _import(module_name: str, path: str) -> ModuleType:
 
 
 def _widths(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    widths = as_list(name, values, Integral, what="a list of whole numbers >= 1")  # type: ignore[type-abstract]
+    widths = as_list(name, values, Integral, what="a list of whole numbers >= 1")
     return tuple(bounded_int(f"{name}[{i}]", value) for i, value in enumerate(widths))
 
 

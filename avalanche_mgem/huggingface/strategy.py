@@ -91,7 +91,7 @@ class KeywordModel(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = instance("model", model, nn.Module, what="a torch module")
+        self.model: nn.Module = instance("model", model, nn.Module, what="a torch module")
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """Return the model's logits for features by name; those that it does not take are left out.

@@ -234,10 +234,12 @@ class RowGate:
         return [] if self.ungated == "train" else [name for name, _ in self._ungated(model)]
 
     def _token_masks(self, batch: object) -> TokenMask:
-        known = isinstance(batch, Mapping)
-        masks = token_masks(batch, encoder_decoder=self._encoder_decoder) if known else None
+        masks: TokenMask = None
+        has = f"a {type(batch).__name__}"
+        if isinstance(batch, Mapping):
+            masks = token_masks(batch, encoder_decoder=self._encoder_decoder)
+            has = ", ".join(str(name) for name in batch)
         if masks is None:
-            has = ", ".join(map(str, batch)) if known else f"a {type(batch).__name__}"
             raise ValueError(
                 "ignore_padding=True needs a model that is called with a mapping that has an "
                 f"attention_mask [N, L], got {has}"

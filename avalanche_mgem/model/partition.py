@@ -132,7 +132,7 @@ def _groups_by_name(
         return {group: _match(group, p, known) for group, p in parameter_groups.items()}
     assert callable(parameter_groups)  # check_parameter_groups has seen to it
     what = "a callable that returns {name: [parameter names]}"
-    named = instance("parameter_groups", parameter_groups(model), Mapping, what=what)  # type: ignore[type-abstract]
+    named = instance("parameter_groups", parameter_groups(model), Mapping, what=what)
     for group, names in named.items():
         _require_known(group, names, known)
     return {group: [known[name] for name in names] for group, names in named.items()}

@@ -75,10 +75,12 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):  # type: ignore[misc
             as they were.
 
     Raises:
-        ValueError: an argument out of range, at construction; a target that matches nothing or a
-            model without a layer to gate, before the first iteration.
+        ValueError: an argument out of range, at construction; a target that matches nothing, a
+            model without a layer to gate or, with score="output", a compiled one, before the first
+            iteration; ignore_padding=True, and an input without an `attention_mask`.
         RuntimeError: parameters or gradients are not the same in all processes, before the first
-            step of an experience.
+            step of an experience; score="output", and no output of a gated layer was seen in a
+            step.
         FloatingPointError: what is not finite (on_nonfinite="raise"), before the optimiser's step;
             running statistics have seen the minibatch by then.
     """

@@ -77,7 +77,8 @@ class ArrayData:
 
 def require_data(data: object, *, argument: str = "data") -> ArrayData:
     """Return `data`, or raise ValueError: it must be an ArrayData."""
-    return instance(argument, data, ArrayData, what="an ArrayData, see load_data")
+    found: ArrayData = instance(argument, data, ArrayData, what="an ArrayData, see load_data")
+    return found
 
 
 def load_data(

@@ -89,7 +89,7 @@ def read_text_tasks(
     """
     if folder is not None:
         as_path("folder", folder)
-    instance("hub_tasks", hub_tasks, Mapping, what="a mapping of names to HubTask")  # type: ignore[type-abstract]
+    instance("hub_tasks", hub_tasks, Mapping, what="a mapping of names to HubTask")
     return [_read(each, folder, hub_tasks) for each in chosen_tasks(tasks)]
 
 

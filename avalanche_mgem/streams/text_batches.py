@@ -122,7 +122,7 @@ class PadToLongest:
     def __post_init__(self) -> None:
         one_of("side", self.side, ("right", "left"))
         bounded_int("multiple_of", self.multiple_of)
-        instance("padding", self.padding, Mapping, what="a number for a name")  # type: ignore[type-abstract]
+        instance("padding", self.padding, Mapping, what="a number for a name")
         for value in self.padding.values():
             if not isinstance(value, Integral) or isinstance(value, bool):
                 raise ValueError(f"padding must be whole numbers by name, got {self.padding!r}")

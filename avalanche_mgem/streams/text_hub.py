@@ -97,7 +97,7 @@ def read_hub_task(name: str, *, table: Mapping[str, HubTask] = HUB_TASKS) -> Tex
     Raises ImportError where `datasets` is not installed, and ValueError for a name that is not in
     the table, and where the hub's data cannot be had or is not what the table says.
     """
-    instance("table", table, Mapping, what="a mapping of names to HubTask")  # type: ignore[type-abstract]
+    instance("table", table, Mapping, what="a mapping of names to HubTask")
     if name not in table:
         raise ValueError(
             f"the hub's table has no task {name!r}; {suggestion(str(name), map(str, table))}"

@@ -178,7 +178,7 @@ def ordered_classes(n_classes: int, class_order: Sequence[int] | str | None, see
     if isinstance(class_order, str):
         order: list[Any] = _numbers(class_order)
     else:
-        order = as_list("class_order", class_order, Integral, what=what)  # type: ignore[type-abstract]
+        order = as_list("class_order", class_order, Integral, what=what)
     if any(isinstance(each, bool) for each in order) or sorted(order) != list(range(n_classes)):
         raise ValueError(
             f"class_order must have each of the classes 0..{n_classes - 1} once, got {order}"

@@ -84,6 +84,20 @@ _LIMIT = optional(COUNT)
 _NAME = {"name": "task"}
 _ONE_TASK = {"folder": kind("tasks"), "name": kind("t")}
 
+
+def _small_stream(
+    name, data_root=None, download=True, n_experiences=2, seed=0, train_per_experience=3
+):
+    return streams.make_stream(
+        name,
+        data_root=data_root,
+        download=download,
+        n_experiences=n_experiences,
+        seed=seed,
+        train_per_experience=train_per_experience,
+    )
+
+
 STREAMS = {
     "ArrayData": Target(
         streams.ArrayData,
@@ -160,16 +174,7 @@ STREAMS = {
         },
     ),
     "make_stream": Target(
-        lambda name, data_root=None, download=True, n_experiences=2, seed=0, train_per_experience=3: (
-            streams.make_stream(
-                name,
-                data_root=data_root,
-                download=download,
-                n_experiences=n_experiences,
-                seed=seed,
-                train_per_experience=train_per_experience,
-            )
-        ),
+        _small_stream,
         {
             "name": kind("permuted:tiny.npz", "split:tiny.npz", "permuted:tiny.npz+noise:2"),
             "data_root": _ROOT,

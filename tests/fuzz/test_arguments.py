@@ -1,7 +1,5 @@
 """Every public name with hostile arguments: it works, or the error names the argument."""
 
-import os
-
 import fuzz_pure
 import pytest
 from fuzz_values import named, refused
@@ -19,10 +17,9 @@ NAMES = sorted(TABLE)
 @pytest.fixture(autouse=True, scope="module")
 def _elsewhere(tmp_path_factory):
     """Paths such as "x" are of a folder of the tests' own."""
-    before = os.getcwd()
-    os.chdir(tmp_path_factory.mktemp("fuzz"))
-    yield
-    os.chdir(before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("fuzz"))
+        yield
 
 
 @pytest.mark.parametrize("name", NAMES)

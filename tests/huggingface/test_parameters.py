@@ -176,7 +176,8 @@ def test_what_fails_between_the_two_events_loses_no_group():
     rule, model = partial(parameter_groups, weight_decay=0.1), nn.Sequential(nn.Linear(3, 2))
     optimizer = torch.optim.SGD(rule(model), lr=1.0)
     optimizer.param_groups[1]["lr"] = 0.5
-    strategy, plugin = SimpleNamespace(model=model, optimizer=optimizer), ParameterGroupsPlugin(rule)
+    strategy = SimpleNamespace(model=model, optimizer=optimizer)
+    plugin = ParameterGroupsPlugin(rule)
     plugin.after_train_dataset_adaptation(strategy)
     plugin.after_train_dataset_adaptation(strategy)  # the first time, the loader could not be made
     plugin.before_training_exp(strategy)

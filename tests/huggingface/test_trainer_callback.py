@@ -325,7 +325,8 @@ def test_a_resumed_trainer_knows_the_task(tmp_path, score, draws):
     saving = {"save_strategy": "steps", "save_steps": 2}
     train(tmp_path / "3", broken, make_task(1), migu, **saving)
     stored = json.loads((tmp_path / "3" / "checkpoint-2" / "trainer_state.json").read_text())
-    assert stored["stateful_callbacks"]["MIGUCallback"]["attributes"] == {"tasks": 1, "draws": draws}
+    attributes = stored["stateful_callbacks"]["MIGUCallback"]["attributes"]
+    assert attributes == {"tasks": 1, "draws": draws}
 
     resumed = make_model()
     trainer = train(

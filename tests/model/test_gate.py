@@ -108,7 +108,7 @@ def test_tokens_in_a_row_are_told_from_padding():
 def test_padding_that_nobody_tells_cannot_be_ignored(batch):
     model, gate = make_model(), RowGate(0.5, ignore_padding=True)
     gate.find(model)
-    with pytest.raises(ValueError, match="ignore_padding=True needs .* attention_mask"):
+    with pytest.raises(ValueError, match=r"ignore_padding=True needs .* attention_mask"):
         gate.open(model, batch)
 
 

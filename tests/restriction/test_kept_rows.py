@@ -93,9 +93,11 @@ def test_a_fraction_out_of_range(fraction):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_nan_is_refused(dtype):
+def test_nan_is_refused_where_a_row_is_to_be_masked(dtype):
+    scores = torch.tensor([1.0, math.nan], dtype=dtype)
     with pytest.raises(FloatingPointError, match="NaN"):
-        kept_rows(torch.tensor([1.0, math.nan], dtype=dtype), 0.0)
+        kept_rows(scores, 0.5)
+    assert kept_rows(scores, 0.0).tolist() == [True, True]
 
 
 def test_scores_of_another_shape_are_refused():
