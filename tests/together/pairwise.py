@@ -34,7 +34,7 @@ def pairwise_cover(factors, is_allowed=lambda case: True):
     cases = []
     while missing:
         case = dict(min(missing, key=lambda pair: (sum(used[part] for part in pair), pair)))
-        for name in sorted(factors.keys() - case.keys(), key=lambda name: -len(factors[name])):
+        for name in sorted(factors.keys() - case.keys(), key=lambda n: (-len(factors[n]), n)):
             choices = [{**case, name: level} for level in factors[name]]
             case = min(
                 filter(is_allowed, choices),
