@@ -269,7 +269,7 @@ def test_loggers_go_on_where_they_write(tmp_path):
     strategy.train(domain_stream().train_stream[1])
     strategy.eval(domain_stream().test_stream)
     assert len((tmp_path / "log.csv").read_text().splitlines()) > length
-    assert "Starting eval phase" in mine[2].file.getvalue()
+    assert "Start of eval phase" in mine[2].file.getvalue()
     for board in (mine[1], first.evaluator.loggers[1]):
         board.writer.close()
 

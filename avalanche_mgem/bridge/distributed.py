@@ -2,7 +2,8 @@
 
 Avalanche deals out each minibatch: train_mb_size is what one process sees, an experience's data set
 is the same in all, and so every process keeps the same memory, of which it works on a part. One
-process's checkpoint is that of all. Avalanche neither wraps the model nor averages gradients: wrap
+process's checkpoint is that of all. (Not the samples of an experience without task labels, such as
+the parts of an online stream without boundaries: of these Avalanche gives every process all.) Avalanche neither wraps the model nor averages gradients: wrap
 it with `DistributedHelper.wrap_model`, or where it grows with
 `avalanche_mgem.model.distributed.data_parallel` in the strategy's `model_adaptation`. With a plain
 process group, `average_gradients` in its `backward` does it too. Names and patterns are those of
@@ -59,6 +60,13 @@ def inner_model(strategy: Any) -> Iterator[None]:
         yield
     finally:
         strategy.model = own
+
+
+def samples_a_step(strategy: Any) -> int:
+    """Return how many samples a step trains on, in all processes together."""
+    dealt_out = getattr(strategy.dataloader, "distributed_sampling", False)
+    size: int = strategy.train_mb_size
+    return size * n_processes() if dealt_out else size
 
 
 def own_part(samples: int) -> slice | None:

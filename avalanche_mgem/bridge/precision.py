@@ -157,7 +157,7 @@ class MixedPrecision(StrategyWrapper):
                 raise FloatingPointError(
                     f"gradients are not finite at any scale of the loss, in experience "
                     f"{self.clock.train_exp_counter}, iteration "
-                    f"{self.clock.train_exp_iterations}: the loss is {float(self.loss)}"
+                    f"{self.clock.train_exp_iterations}: the loss is {float(self.loss.detach())}"
                 )
 
 

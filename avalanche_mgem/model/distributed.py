@@ -13,6 +13,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
+_ANEW = "and anew where it has grown (see avalanche_mgem.model.distributed.data_parallel)"
 
 
 def n_processes() -> int:
@@ -147,14 +148,13 @@ def require_in_step(model: nn.Module) -> None:
         if len(names) > 1 or len(values) > 1:
             raise RuntimeError(
                 f"the parameter {places[0][0]!r} is not the same in all processes: begin with one "
-                "seed in all, or wrap the model in DistributedDataParallel, which hands out that "
-                "of the first"
+                "seed in all, or wrap the model in DistributedDataParallel, which hands out those "
+                f"of the first, {_ANEW}"
             )
         if len(gradients) > 1:
             raise RuntimeError(
                 f"the gradient of {places[0][0]!r} is not the same in all processes: wrap the "
-                "model in DistributedDataParallel, and anew where it has grown (see "
-                "avalanche_mgem.model.distributed.data_parallel)"
+                f"model in DistributedDataParallel, {_ANEW}"
             )
 
 

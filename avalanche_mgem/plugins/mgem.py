@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from avalanche_mgem.arguments import finite, one_of, positive_int
 from avalanche_mgem.bridge.boundaries import task_boundary
+from avalanche_mgem.bridge.distributed import samples_a_step
 from avalanche_mgem.bridge.generalization import GeneralizationProbe
 from avalanche_mgem.bridge.memory import EpisodicMemory, MemoryGroup, Selection, Split
 from avalanche_mgem.bridge.nonfinite import (
@@ -30,7 +31,6 @@ from avalanche_mgem.bridge.size import check_size, rows_of_stream
 from avalanche_mgem.bridge.still import HoldsStill, Still, held_still
 from avalanche_mgem.model.distributed import (
     first_vector,
-    n_processes,
     require_in_step,
     require_whole_parameters,
     unwrapped,
@@ -334,7 +334,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Let the memory's ring keep in step (memory_selection="ring")."""
-        self.memory.advance(strategy.train_mb_size * n_processes())
+        self.memory.advance(samples_a_step(strategy))
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Take samples of the experience; close the memory of a task that ends."""

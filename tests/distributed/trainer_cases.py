@@ -47,8 +47,11 @@ def trained(folder, *, accumulated=1, **arguments):
         per_device_train_batch_size=WHOLE_BATCH // n_processes() // accumulated,
         gradient_accumulation_steps=accumulated,
         max_steps=4,
-        learning_rate=0.01,
+        optim="sgd",  # Adam would blow the rounding of gradients that are zero up to steps
+        learning_rate=0.5,
         weight_decay=0.1,
+        # A mean over samples, which takes no number of tokens, would count twice in two processes.
+        average_tokens_across_devices=False,
         lr_scheduler_type="constant",
         train_sampling_strategy="sequential",
         save_strategy="no",
@@ -80,7 +83,8 @@ def alone(rank):
     """All in one process, of the first; the state that accelerate keeps is gone afterwards."""
     found = {name: run(case) for name, case in CASES.items()} if rank == 0 else {}
     AcceleratorState._reset_state(reset_partial_state=True)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}  # as torchrun does
+    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     return found
 
 

@@ -251,7 +251,7 @@ def test_a_second_strategy_begins_anew_and_its_model_is_nobody_elses():
     second.train(stream[0])
     assert all(p.requires_grad for p in first.model.parameters())
     assert not model[3].weight.requires_grad
-    assert plugin.last_decision.trained == plugin.last_decision.modules == ("4", "0")
+    assert plugin.last_decision.trained == plugin.last_decision.modules == ("6", "0")
     second.train(stream[1])
     assert plugin.last_decision.trained == ()
 
@@ -270,7 +270,7 @@ def test_modules_are_the_plugins_own():
     given["top"].append("3")
     given.clear()
     train(make_strategy(deep(), [plugin]), domain_stream(2).train_stream)
-    assert plugin.last_decision.modules == ("top", "bottom")
+    assert plugin.last_decision.modules == ("top", "bottom", "rest")
 
 
 @pytest.mark.parametrize("normalised", [spectral_norm, parametrizations.spectral_norm])
