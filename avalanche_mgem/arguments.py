@@ -96,21 +96,21 @@ def finite(name: str, value: object, *, minimum: float = -math.inf, above: bool 
     return number
 
 
-def real_tensor(name: str, value: object, *, ndim: int | None = None) -> torch.Tensor:
+def real_tensor(name: str, value: object, *, shape: str | None = None) -> torch.Tensor:
     """Return `value`, or raise ValueError: it must be a dense tensor of real numbers.
 
-    ndim: of how many dimensions; None: of any number.
+    shape: its dimensions, such as "[K, P]"; None: any.
     """
     import torch
 
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"{name} must be a tensor, got {_shown(value)}")
     dense = value.layout == torch.strided and not (value.is_meta or value.is_quantized)
-    if not dense or value.is_complex() or value.ndim != (value.ndim if ndim is None else ndim):
-        dimensions = "" if ndim is None else f" of {ndim} dimensions"
+    fits = shape is None or value.ndim == 1 + shape.count(",")
+    if not (dense and fits) or value.is_complex():
         raise ValueError(
-            f"{name} must be a dense tensor of real numbers{dimensions}, got {value.dtype} "
-            f"{tuple(value.shape)}, {value.layout} on {value.device}"
+            f"{name} must be {'' if shape is None else f'{shape}, '}a dense tensor of real numbers, "
+            f"got {value.dtype} {tuple(value.shape)}, {value.layout} on {value.device}"
         )
     return value
 

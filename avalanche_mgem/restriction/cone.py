@@ -152,8 +152,8 @@ def _project(
 
 
 def _check(gradient: Tensor, rows: Tensor, memory_strength: float | Tensor) -> Array:
-    for name, given, ndim in (("gradient", gradient, 1), ("rows", rows, 2)):
-        if not real_tensor(name, given, ndim=ndim).is_floating_point():
+    for name, given, shape in (("gradient", gradient, "[P]"), ("rows", rows, "[K, P]")):
+        if not real_tensor(name, given, shape=shape).is_floating_point():
             raise ValueError(f"{name} must hold floating-point numbers, got {given.dtype}")
     if rows.shape[1] != gradient.numel():
         raise ValueError(

@@ -58,14 +58,13 @@ def kept_rows(scores: Tensor, mask_fraction: float) -> Tensor:
         ValueError: a mask fraction out of range, scores that are no vector.
         FloatingPointError: a score is NaN, and some row is to be masked.
     """
-    real_tensor("scores", scores, ndim=1)
+    real_tensor("scores", scores, shape="[n]")
     return kept_rows_of_many(scores[None], mask_fraction)[0]
 
 
 def kept_rows_of_many(scores: Tensor, mask_fraction: float) -> Tensor:
     """Return `kept_rows` of L layers of one width, bool [L, n], from scores [L, n]."""
-    if scores.ndim != 2:
-        raise ValueError(f"scores must be [L, n], got {tuple(scores.shape)}")
+    real_tensor("scores", scores, shape="[L, n]")
     n = scores.shape[1]
     masked = n_masked(mask_fraction, n)
     if masked == 0:

@@ -217,7 +217,7 @@ def _vector(gradients: Mapping[str, Tensor], names: Iterable[str]) -> Tensor:
 
 def _require_vectors(one: Tensor, other: Tensor) -> None:
     for name, vector in (("one", one), ("other", other)):
-        if real_tensor(name, vector, ndim=1).dtype == torch.bool:
+        if real_tensor(name, vector, shape="[P]").dtype == torch.bool:
             raise ValueError(f"{name} must be a vector of numbers, got {vector.dtype}")
 
 

@@ -153,7 +153,7 @@ def _has_task_labels(stream: CLScenario) -> bool:
         (i, label)
         for experiences in (stream.train_stream, stream.test_stream)
         for i, experience in enumerate(experiences)
-        for label in set(experience.dataset.targets_task_labels)
+        for label in set(getattr(experience.dataset, "targets_task_labels", [0]))
     ]
     if all(label == 0 for _, label in labels):
         return False

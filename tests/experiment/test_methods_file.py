@@ -83,7 +83,7 @@ def test_what_is_wrong_is_said_with_the_file(write, text, message):
     path = write(text)
     with pytest.raises(ValueError, match=message) as caught:
         load_methods(path)
-    assert str(caught.value).startswith(str(path))
+    assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["", "nothing.toml"])
@@ -92,4 +92,4 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
         ValueError, match=r"cannot be read: (Is a directory|No such file)"
     ) as caught:
         load_methods(str(tmp_path / name))
-    assert str(caught.value).startswith(str(tmp_path))
+    assert str(tmp_path) in str(caught.value)

@@ -101,9 +101,9 @@ def test_nan_is_refused_where_a_row_is_to_be_masked(dtype):
 
 
 def test_scores_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match=r"scores must be \[n\], got \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"scores must be \[n\], .* got .* \(2, 3\)"):
         kept_rows(torch.ones(2, 3), 0.5)
-    with pytest.raises(ValueError, match=r"scores must be \[L, n\], got \(3,\)"):
+    with pytest.raises(ValueError, match=r"scores must be \[L, n\], .* got .* \(3,\)"):
         kept_rows_of_many(torch.ones(3), 0.5)
 
 

@@ -85,7 +85,7 @@ def test_what_is_no_text_is_refused(tmp_path):
         stream(TEXTS, names=["new"])
     with pytest.raises(ValueError, match="domain 'a' has no test texts"):
         stream({"a": (["x"], [])})
-    with pytest.raises(ValueError, match=r"domain 'a' must be \(training texts, test texts\)"):
+    with pytest.raises(ValueError, match=r"domains: 'a' must be \(training texts, test texts\)"):
         stream({"a": ["x", "y"]})
     with pytest.raises(ValueError, match="train_per_domain must be a whole number"):
         stream(TEXTS, train_per_domain=0)

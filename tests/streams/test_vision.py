@@ -301,7 +301,7 @@ def test_flat_samples_cannot_be_rotated():
     "order", [[0, 1, 2, 3], [0, 1, 2, 3, 3], [1, 2, 3, 4, 5], [0, 1, 2, 3, 4.0]]
 )
 def test_class_order_must_be_a_permutation(distinct, order):
-    with pytest.raises(ValueError, match=r"class_order must have each of the classes 0\.\.4 once"):
+    with pytest.raises(ValueError, match=r"class_order must .* of the classes 0\.\.4"):
         split_stream(distinct, n_experiences=2, class_order=order)
 
 
