@@ -255,7 +255,7 @@ def test_what_a_report_cannot_do_is_said(command, tmp_path, options, message):
         (["--learning-rate", "nan"], "learning_rate must be"),
         (["--memory", 0], "memory must be"),
         (["--methods", "mgem-d", "--memory", 4], "needs at least 8 patterns per experience"),
-        (["--device", "gpu"], "device='gpu' cannot be used here"),
+        (["--device", "gpu"], "device must be a torch device such as 'cpu'"),
         (["--methods", "mgem-dd"], "did you mean 'mgem-d'"),
         (["--methods", "naive,"], "unknown method ''"),
         (["--stream", "permuted-digit"], "did you mean 'permuted-digits'"),

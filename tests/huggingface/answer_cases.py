@@ -28,7 +28,8 @@ def make_tokenizer(**without):
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     names = {"pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>", "bos": "<s>"}
     tokens = {f"{name}_token": token for name, token in names.items()} | without
-    return PreTrainedTokenizerFast(tokenizer_object=words, **tokens)
+    names_given = ["input_ids", "attention_mask"]  # before transformers 5 token types are too
+    return PreTrainedTokenizerFast(tokenizer_object=words, model_input_names=names_given, **tokens)
 
 
 def make_t5(vocabulary=N_WORDS, seed=0):

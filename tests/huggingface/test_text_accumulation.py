@@ -9,6 +9,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Naive, Replay
 from streams.text_cases import WordTokenizer, make_task
 from tiny import parameter_vector, relative_distance, train
+from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from avalanche_mgem import (
@@ -98,7 +99,8 @@ def test_dict_batches_are_divided_too_and_the_strategy_pickles():
     ):
         torch.manual_seed(0)
         made = wrap(with_dict_batches(Replay))
-        strategy = strategy_of(BertForSequenceClassification(BERT), made, mem_size=8, **arguments)
+        arguments |= {"mem_size": 8, "criterion": nn.CrossEntropyLoss()}
+        strategy = strategy_of(BertForSequenceClassification(BERT), made, **arguments)
         ends.append(train(strategy, texts().train_stream))
     assert same(*ends)
     assert pickle.loads(pickle.dumps(ends[1])).micro_batch_size == 3
