@@ -109,8 +109,8 @@ def real_tensor(name: str, value: object, *, shape: str | None = None) -> torch.
     fits = shape is None or value.ndim == 1 + shape.count(",")
     if not (dense and fits) or value.is_complex():
         raise ValueError(
-            f"{name} must be {'' if shape is None else f'{shape}, '}a dense tensor of real numbers, "
-            f"got {value.dtype} {tuple(value.shape)}, {value.layout} on {value.device}"
+            f"{name} must be {'' if shape is None else f'{shape}, '}a dense tensor of real "
+            f"numbers, got {value.dtype} {tuple(value.shape)}, {value.layout} on {value.device}"
         )
     return value
 

@@ -2,12 +2,14 @@
 
 Avalanche deals out each minibatch: train_mb_size is what one process sees, an experience's data set
 is the same in all, and so every process keeps the same memory, of which it works on a part. One
-process's checkpoint is that of all. (Not the samples of an experience without task labels, such as
-the parts of an online stream without boundaries: of these Avalanche gives every process all.) Avalanche neither wraps the model nor averages gradients: wrap
-it with `DistributedHelper.wrap_model`, or where it grows with
-`avalanche_mgem.model.distributed.data_parallel` in the strategy's `model_adaptation`. With a plain
-process group, `average_gradients` in its `backward` does it too. Names and patterns are those of
-the model inside the wrapper. Metrics are each process's own, of the samples that it sees.
+process's checkpoint is that of all. (Of an experience without task labels, such as the parts of an
+online stream without boundaries, Avalanche gives every process all samples.)
+
+Avalanche neither wraps the model nor averages gradients: wrap it with Avalanche's
+`DistributedHelper.wrap_model`, or where it grows with `avalanche_mgem.model.distributed.data_parallel`
+in the strategy's `model_adaptation`. With a plain process group, `average_gradients` in its `backward`
+does it too. Names and patterns are those of the model inside the wrapper. Metrics are each process's
+own, of the samples that it sees.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def test_a_loss_that_is_nan_in_one_process_is_skipped_by_both(results):
         ("not wrapped, migu", "the gradient of '0.weight' is not the same in all processes"),
         ("not wrapped, hybrid", "the gradient of '0.weight' is not the same in all processes"),
         ("other models", "the parameter '2.bias' is not the same in all processes"),
-        ("heads that came since", "the parameter 'classifier.classifiers.1.classifier.weight' is not"),
+        ("heads that came since", "the parameter 'classifier.classifiers.1.classifier.weight'"),
         ("no unused parameters", "only with find_unused_parameters=True"),
         ("another number of groups", r"the memories of the processes have [2, 3] groups"),
     ],
