@@ -6,10 +6,10 @@ process's checkpoint is that of all. (Of an experience without task labels, such
 online stream without boundaries, Avalanche gives every process all samples.)
 
 Avalanche neither wraps the model nor averages gradients: wrap it with Avalanche's
-`DistributedHelper.wrap_model`, or where it grows with `avalanche_mgem.model.distributed.data_parallel`
-in the strategy's `model_adaptation`. With a plain process group, `average_gradients` in its `backward`
-does it too. Names and patterns are those of the model inside the wrapper. Metrics are each process's
-own, of the samples that it sees.
+`DistributedHelper.wrap_model`, or where it grows with
+`avalanche_mgem.model.distributed.data_parallel` in the strategy's `model_adaptation`. With a plain
+process group, `average_gradients` in its `backward` does it too. Names and patterns are those of
+the model inside the wrapper. Metrics are each process's own, of the samples that it sees.
 """
 
 from __future__ import annotations
