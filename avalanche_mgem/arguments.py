@@ -58,6 +58,14 @@ def as_path(name: str, value: object) -> Path:
     return Path(given)
 
 
+def as_file(name: str, value: object) -> Path:
+    """As `as_path`, for what is to be a file: "", "." and "/" name none."""
+    path = as_path(name, value)
+    if not path.name:
+        raise ValueError(f"{name} must name a file, got {str(value)!r}")
+    return path
+
+
 def instance(name: str, value: object, kind: type, *, what: str) -> Any:
     """Return `value` if it is an instance of `kind`, or raise ValueError: `what` it must be."""
     if not isinstance(value, kind):

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 import avalanche_mgem
 from avalanche_mgem import huggingface
 from avalanche_mgem.cli import app
-from avalanche_mgem.streams import read_text_tasks
+from avalanche_mgem.streams.text import read_text_tasks
 
-TINY = ("--experiences=2", "--train-per-experience=20", "--test-per-experience=20", "--seeds=1")
+TINY = ("--experiences=2", "--train-per-experience=20", "--test-per-experience=20")
 MODULES = {"avalanche_mgem": avalanche_mgem}
 
 
@@ -31,9 +31,10 @@ def import_(name):
 
 
 def compare(methods, *options):
+    """The exit code, the output, and the number of runs that were stored."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = ["compare", "--methods", methods, "--out", f"{folder}/out", "--jobs=1"]
-        done = CliRunner().invoke(app, [*arguments, *TINY, *options])
+        arguments = ["compare", f"--methods={methods}", f"--out={folder}/out", "--seeds=1"]
+        done = CliRunner().invoke(app, [*arguments, "--jobs=1", *options])
         return [done.exit_code, done.output, len([*Path(folder).glob("out/runs/*")])]
 
 
@@ -61,8 +62,8 @@ print(
             "modules": modules,
             "public": public,
             "calls": {name: told(call) for name, call in calls.items()},
-            "plain": compare("naive,mgem-p,migu,hybrid"),
-            "adapters": compare("lora"),
+            "plain": compare("naive,mgem-p,migu,hybrid", *TINY),
+            "adapters": compare("lora", *TINY),
             "text": compare("migu", "--stream=text", "--tasks=agnews", "--model=some/model"),
         }
     )

@@ -7,6 +7,7 @@ what is told, as JSON; the payload. The digest is over everything but itself.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import struct
@@ -68,6 +69,32 @@ def write_frame(file: BinaryIO, told: Mapping[str, Any], dump: Callable[[Sink], 
     os.fsync(file.fileno())
 
 
+class _From(io.RawIOBase):
+    """A file from where it stands on, as one of its own: before 2.6 torch reads from the start."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._start = file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        data = self._file.read(memoryview(buffer).nbytes)
+        memoryview(buffer).cast("B")[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        start = self._start if whence == os.SEEK_SET else 0
+        return self._file.seek(start + offset, whence) - self._start
+
+    def tell(self) -> int:
+        return self._file.tell() - self._start
+
+
 class _Start(NamedTuple):
     told: int
     payload: int
@@ -76,7 +103,7 @@ class _Start(NamedTuple):
 
 @contextmanager
 def open_frame(path: Path) -> Iterator[tuple[dict[str, Any], BinaryIO]]:
-    """Check the whole file, then give what it tells and the file, standing at the payload.
+    """Check the whole file, then give what it tells and the payload, as a file of its own.
 
     Raises:
         FileNotFoundError: there is no file.
@@ -95,7 +122,7 @@ def open_frame(path: Path) -> Iterator[tuple[dict[str, Any], BinaryIO]]:
             raise CheckpointError(f"{path} is damaged: its contents are not what was written")
         file.seek(HEADER_SIZE)
         told: dict[str, Any] = json.loads(file.read(start.told))
-        yield told, file
+        yield told, io.BufferedReader(_From(file))
 
 
 def is_whole(path: Path) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from torch.utils.hooks import RemovableHandle
 
-from avalanche_mgem.arguments import as_path, flag
+from avalanche_mgem.arguments import as_file, flag
 from avalanche_mgem.checkpoint.errors import CheckpointError
 from avalanche_mgem.checkpoint.files import previous_of
 from avalanche_mgem.checkpoint.frame import open_frame
@@ -67,7 +67,7 @@ def load_checkpoint(
     Warns:
         UserWarning: the checkpoint is of other versions of packages, or of other settings.
     """
-    path = as_path("path", path)
+    path = as_file("path", path)
     flag("missing_ok", missing_ok)
     check_strategy(strategy)
     with ExitStack() as stack:

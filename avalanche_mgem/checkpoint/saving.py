@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.hooks import RemovableHandle
 
-from avalanche_mgem.arguments import as_path
+from avalanche_mgem.arguments import as_file
 from avalanche_mgem.checkpoint.files import replace_checkpoint
 from avalanche_mgem.checkpoint.frame import write_frame
 from avalanche_mgem.checkpoint.identity import check_strategy, identity
@@ -45,7 +45,7 @@ def save_checkpoint(strategy: Any, path: str | os.PathLike[str], *, benchmark: A
             path stays what it was.
         OSError: the file cannot be written; likewise.
     """
-    path = as_path("path", path)
+    path = as_file("path", path)
     check_strategy(strategy)
     _check_idle(strategy)
     surroundings = Surroundings(

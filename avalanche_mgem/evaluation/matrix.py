@@ -65,7 +65,10 @@ def forward_transfer(accuracy: Matrix, baseline: NDArray[np.float64]) -> float:
     matrix = _square(accuracy)
     start = _numbers("baseline", baseline)
     if start.shape != (len(matrix),):
-        raise ValueError(f"baseline must have shape ({len(matrix)},), got {start.shape}")
+        raise ValueError(
+            f"baseline must have shape ({len(matrix)},), got {start.shape}: one number for each "
+            "task of accuracy"
+        )
     if len(matrix) == 1:
         return float("nan")
     return float((np.diagonal(matrix, offset=1) - start[1:]).mean())

@@ -79,8 +79,7 @@ class Training:
         if self.length_buckets is not None:
             buckets = positive_int("length_buckets", self.length_buckets)
             object.__setattr__(self, "length_buckets", buckets)
-        torch_device("device", self.device)
-        object.__setattr__(self, "device", str(self.device))
+        object.__setattr__(self, "device", str(torch_device("device", self.device)))
         one_of("optimizer", self.optimizer, OPTIMIZERS)
         for name in ("momentum", "weight_decay"):
             object.__setattr__(self, name, finite(name, getattr(self, name), minimum=0.0))

@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from numbers import Integral
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -222,7 +221,7 @@ def _import(module_name: str, path: str) -> ModuleType:
 
 
 def _widths(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    widths = as_list(name, values, Integral, what="a list of whole numbers >= 1")
+    widths = as_list(name, values, object, what="a list of whole numbers >= 1")
     return tuple(bounded_int(f"{name}[{i}]", value) for i, value in enumerate(widths))
 
 

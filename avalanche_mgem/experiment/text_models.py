@@ -8,16 +8,17 @@ from typing import Any, get_args
 
 from torch import nn
 
-from avalanche_mgem.arguments import as_path, one_of
+from avalanche_mgem.arguments import one_of
 from avalanche_mgem.experiment.digests import (
     answering_model_digest,
     model_digest,
     tokenizer_digest,
 )
 from avalanche_mgem.experiment.text_stream import described_by_name
+from avalanche_mgem.huggingface.answers import words_by_task
 from avalanche_mgem.huggingface.classifier import Heads, Pooling, check_tokenizer, text_classifier
 from avalanche_mgem.huggingface.generation import causal_answers, text_to_text
-from avalanche_mgem.huggingface.loading import load_tokenizer
+from avalanche_mgem.huggingface.loading import checked_name, load_tokenizer
 from avalanche_mgem.huggingface.losses import TokenLoss
 from avalanche_mgem.streams.text import label_words_of
 from avalanche_mgem.streams.text_answers import FORMS, Form
@@ -43,7 +44,7 @@ class TextModelFactory:
             finds them.
 
     Raises:
-        ValueError: an unknown form, heads or pooling.
+        ValueError: an unknown form, heads or pooling; no name; label_words of another form.
     """
 
     model: str
@@ -57,11 +58,11 @@ class TextModelFactory:
         one_of("form", self.form, FORMS)
         one_of("heads", self.heads, get_args(Heads))
         one_of("pooling", self.pooling, get_args(Pooling))
-        as_path("model", self.model)
+        checked_name("model", self.model)
         if self.tokenizer is not None:
-            as_path("tokenizer", self.tokenizer)
-        if not (self.label_words is None or isinstance(self.label_words, Mapping)):
-            raise ValueError(f"label_words must be None or words, got {self.label_words!r}")
+            checked_name("tokenizer", self.tokenizer)
+        if self.label_words is not None:
+            words_by_task(self.label_words)
 
     @property
     def packages(self) -> tuple[str, ...]:

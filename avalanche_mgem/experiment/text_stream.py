@@ -10,7 +10,7 @@ from typing import Any
 
 from avalanche_mgem.arguments import as_path, bounded_int, flag, one_of, positive_int
 from avalanche_mgem.experiment.digests import file_digest, tokenizer_digest
-from avalanche_mgem.huggingface.loading import load_tokenizer
+from avalanche_mgem.huggingface.loading import checked_name, load_tokenizer
 from avalanche_mgem.streams.text import HUB_TASKS, TEXT_ORDERS, text_stream, text_task_files
 from avalanche_mgem.streams.text_answers import FORMS, Form
 from avalanche_mgem.streams.text_tasks import chosen_tasks
@@ -66,9 +66,9 @@ class TextStream:
         if self.folder is None:
             for task in chosen_tasks(self.tasks):
                 one_of("tasks", task, HUB_TASKS)
-        for name in ("tokenizer", "folder", "cache_folder"):
-            value = getattr(self, name)
-            if value is not None or name == "tokenizer":
+        object.__setattr__(self, "tokenizer", checked_name("tokenizer", self.tokenizer))
+        for name in ("folder", "cache_folder"):
+            if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, str(as_path(name, value)))
 
     @property

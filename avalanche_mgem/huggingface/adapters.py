@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from avalanche_mgem.arguments import as_list, bounded_int, finite, flag
+from avalanche_mgem.arguments import bounded_int, finite, flag
 from avalanche_mgem.huggingface.loading import require
 from avalanche_mgem.model.layers import find_heads
 from avalanche_mgem.model.randomness import RandomStream
@@ -25,6 +25,7 @@ from avalanche_mgem.model.targets import (
     Heads,
     TargetModules,
     check_heads,
+    check_target_modules,
     inside,
     is_lora,
     target_names,
@@ -55,8 +56,7 @@ class Adapter:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout!r}")
         object.__setattr__(self, "train_heads", flag("train_heads", self.train_heads))
         check_heads(self.heads)
-        if not (self.target_modules is None or isinstance(self.target_modules, str)):
-            as_list("target_modules", self.target_modules, str, what="None, a string or names")
+        check_target_modules(self.target_modules)
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:

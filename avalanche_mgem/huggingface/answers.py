@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ class AnswerScores:
                 "tokenizer must have batch_decode, as those of transformers have, "
                 f"got {type(tokenizer).__name__}"
             )
-        by_task = _by_task(label_words)
+        by_task = words_by_task(label_words)
         rows = [(task, number, word) for task in by_task for number, word in by_task[task].items()]
         words = list(dict.fromkeys(word for _, _, word in rows))
         tokens = {word: answer_tokens(word, tokenizer, form=form) for word in words}
@@ -120,16 +121,22 @@ class AnswerScores:
         return task_labels
 
 
-def _by_task(label_words: LabelWords) -> dict[int, dict[int, str]]:
+def words_by_task(label_words: LabelWords) -> dict[int, dict[int, str]]:
+    """Return {task label: {class: word}}, the task label -1 where the words are those of all.
+
+    Raises ValueError for label_words of another form.
+    """
     words: Any = label_words
     if isinstance(words, Mapping) and words:
         if all(isinstance(own, Mapping) and own for own in words.values()):
-            made = {int(task): dict(own) for task, own in words.items()}
+            made = {task: dict(own) for task, own in words.items()}
         else:
             made = {_ANY_TASK: dict(words)}
         pairs = [pair for own in made.values() for pair in own.items()]
-        if all(isinstance(n, int) and n >= 0 and isinstance(word, str) for n, word in pairs):
-            return made
+        if all(isinstance(task, Integral) for task in made) and all(
+            isinstance(n, int) and n >= 0 and isinstance(word, str) for n, word in pairs
+        ):
+            return {int(task): own for task, own in made.items()}
     raise ValueError(
         "label_words must be {class: word} or {task label: {class: word}}, classes whole numbers "
         f">= 0, got {label_words!r}; label_words_of(scenario) makes it"

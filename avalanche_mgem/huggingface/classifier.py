@@ -51,8 +51,9 @@ def text_classifier(
             for causal models (Llama, gpt2), whose last token alone has seen all others, "mean" for
             all others, those with a pooler among them: as one trains on what comes after it, a
             pooler made for next-sentence prediction is no better start than a mean. Padding is
-            never counted, and may be on either side (on the right only for BART's kin, which take
-            no positions). A pooler that is not used is taken off the model.
+            never counted, and may be on either side (on the right only for BART's kin and, before
+            transformers 5, DistilBERT, which take no positions). A pooler that is not used is taken
+            off the model.
         dropout: on the pooled vector; None: what the model's configuration says for its classifier
             or for its hidden layers.
 

@@ -6,8 +6,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from os import fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from avalanche_mgem.arguments import as_path, as_text
 
@@ -68,6 +69,13 @@ def load_tokenizer(tokenizer: str | Path, *, argument: str = "tokenizer", **opti
     """
     loader = require("transformers").AutoTokenizer
     return _from_pretrained(loader, tokenizer, argument, **options)
+
+
+def checked_name(argument: str, name: object) -> str:
+    """Return what may be a name on the hub or a folder, as a str, or raise ValueError."""
+    as_path(argument, name)
+    # As it is written: "./model" is a folder only.
+    return as_text(argument, fspath(cast(Any, name)), what="a name on the hub or a folder")
 
 
 def _from_pretrained(loader: Any, name: str | Path, argument: str, **options: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from avalanche_mgem.arguments import instance
+from avalanche_mgem.arguments import real_tensor
 
 
 class TokenLogits(Tensor):
@@ -26,7 +26,7 @@ class TokenLogits(Tensor):
     def __new__(cls, logits: Tensor, targets: Tensor, scores: Tensor) -> TokenLogits:
         """Make it of the tokens' logits and targets, and of the texts' scores."""
         for name, given in (("logits", logits), ("targets", targets), ("scores", scores)):
-            instance(name, given, Tensor, what="a tensor")
+            real_tensor(name, given)
         made = Tensor._make_subclass(cls, scores.detach())
         made.logits, made.targets = logits, targets
         return made

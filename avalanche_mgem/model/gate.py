@@ -29,7 +29,7 @@ from avalanche_mgem.model.magnitudes import (
     weight_scores,
 )
 from avalanche_mgem.model.padding import TokenMask, is_encoder_decoder, token_masks
-from avalanche_mgem.model.targets import Heads, TargetModules, inside
+from avalanche_mgem.model.targets import Heads, TargetModules, check_target_modules, inside
 from avalanche_mgem.restriction.rows import Normalize, kept_rows_of_layers, n_masked
 
 Score = Literal["output", "gradient", "weight", "random"]
@@ -82,6 +82,7 @@ class RowGate:
         n_masked(mask_fraction, 1)  # refuses what is no fraction
         self.mask_fraction = float(mask_fraction)
         self.target_modules = _own_names("target_modules", target_modules)
+        check_target_modules(self.target_modules)
         self.heads = cast(Heads, _own_names("heads", heads))
         self.score = one_of("score", score, ("output", "gradient", "weight", "random"))
         self.freeze = one_of("freeze", freeze, ("gradient", "update"))

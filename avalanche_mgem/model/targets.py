@@ -72,6 +72,14 @@ def check_heads(heads: Heads) -> None:
         as_list("heads", heads, str, what="None, a name or pattern, or a list of them")
 
 
+def check_target_modules(target_modules: TargetModules) -> None:
+    """Raise ValueError for what names no layer of any model: see `find_gated_layers`."""
+    if isinstance(target_modules, str):
+        _expression(target_modules, "")
+    elif target_modules is not None:
+        _names(target_modules)
+
+
 def _usual_heads(model: nn.Module) -> Iterator[str]:
     top = model.get_submodule(_wrapping(model))
     names = {id(module): name for name, module in model.named_modules()}
@@ -160,15 +168,10 @@ def _suffix(target: str) -> Callable[[str], bool]:
 
 
 def _names(target_modules: Collection[str]) -> list[str]:
-    try:
-        names = list(target_modules)
-    except TypeError:
-        names = []
-    if not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            "target_modules must be None, 'all-linear', a regular expression or a list of at least "
-            f"one name, got {target_modules!r}"
-        )
+    what = "None, 'all-linear', a regular expression or a list of at least one name"
+    names = as_list("target_modules", target_modules, str, what=what)
+    if not names:
+        raise ValueError(f"target_modules must be {what}, got {target_modules!r}")
     return names
 
 

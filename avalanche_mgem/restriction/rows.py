@@ -173,12 +173,15 @@ def _check_output(output: Tensor, channel_dim: int) -> None:
         raise ValueError(f"output must be a dense tensor of real numbers, got {output!r}")
     if output.ndim == 0 or output.dtype == torch.bool:
         raise ValueError(f"output must be numbers [..., n], got {output.dtype} {output.shape}")
-    _check_dim("channel_dim", channel_dim, output.ndim)
+    _check_dim("channel_dim", channel_dim, "output", output.ndim)
 
 
-def _check_dim(name: str, dim: int, ndim: int) -> None:
+def _check_dim(name: str, dim: int, of: str, ndim: int) -> None:
     if not isinstance(dim, Integral) or isinstance(dim, bool) or not -ndim <= dim < ndim:
-        raise ValueError(f"{name} must be a whole number from {-ndim} to {ndim - 1}, got {dim!r}")
+        raise ValueError(
+            f"{name} must be a whole number from {-ndim} to {ndim - 1}, got {dim!r}: {of} has "
+            f"{ndim} dimensions"
+        )
 
 
 def _fitted(weights: Tensor, output: Tensor, channel_dim: int) -> Tensor:
@@ -236,7 +239,7 @@ def row_magnitudes(matrix: Tensor, dim: int = 0) -> Tensor:
     """
     if real_tensor("matrix", matrix).ndim == 0 or matrix.dtype == torch.bool:
         raise ValueError(f"matrix must be numbers [n, ...], got {matrix.dtype} {matrix.shape}")
-    _check_dim("dim", dim, matrix.ndim)
+    _check_dim("dim", dim, "matrix", matrix.ndim)
     rows = matrix.detach().movedim(dim, 0)
     total = rows.abs().sum(tuple(range(1, rows.ndim)), dtype=torch.float32)
     return total / max(math.prod(rows.shape[1:]), 1)

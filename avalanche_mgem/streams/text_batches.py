@@ -123,8 +123,9 @@ class PadToLongest:
         one_of("side", self.side, ("right", "left"))
         bounded_int("multiple_of", self.multiple_of)
         instance("padding", self.padding, Mapping, what="a number for a name")
-        for value in self.padding.values():
-            if not isinstance(value, Integral) or isinstance(value, bool):
+        for name, value in self.padding.items():
+            whole = isinstance(value, Integral) and not isinstance(value, bool)
+            if not (isinstance(name, str) and whole):
                 raise ValueError(f"padding must be whole numbers by name, got {self.padding!r}")
 
     def __call__(self, samples: Sequence[Sequence[Any]]) -> TextBatch:

@@ -66,7 +66,7 @@ def _no_task(folder: Path, name: str) -> str:
     known = text_tasks_in(folder)
     if (folder / name).is_dir():
         return f"task {name!r} has no file {folder / name / LABELS}: a list of its label words"
-    hint = suggestion(name, known) if known else f"it has no folder with a {LABELS}"
+    hint = suggestion(str(name), known) if known else f"it has no folder with a {LABELS}"
     return f"folder={str(folder)!r} has no task {name!r}; {hint}"
 
 

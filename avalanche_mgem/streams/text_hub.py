@@ -98,9 +98,11 @@ def read_hub_task(name: str, *, table: Mapping[str, HubTask] = HUB_TASKS) -> Tex
     the table, and where the hub's data cannot be had or is not what the table says.
     """
     instance("table", table, Mapping, what="a mapping of names to HubTask")
+    instance("name", name, str, what="the name of a task")
     if name not in table:
         raise ValueError(
-            f"the hub's table has no task {name!r}; {suggestion(str(name), map(str, table))}"
+            f"the hub's table has no task {name!r}; {suggestion(name, map(str, table))}; tasks of "
+            "your own are read where a folder is named"
         )
     source = instance("table", table[name], HubTask, what="a mapping of names to HubTask")
     train, test = (_rows(name, source, split) for split in (source.train, source.test))

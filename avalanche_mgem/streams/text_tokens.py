@@ -176,7 +176,7 @@ def _tokens(texts: Texts, tokenizer: Tokenizer, max_length: int) -> Tokens:
     lengths = np.array([len(row) for row in rows[INPUT_IDS]], dtype=np.int32)
     if (lengths == 0).any():
         empty = texts[int(np.argmin(lengths))]
-        raise ValueError(f"tokenizer makes no token of the text {empty!r}")
+        raise ValueError(f"texts: the tokenizer makes no token of the text {empty!r}")
     fields = {name: _flat(name, values, lengths) for name, values in rows.items()}
     fields.setdefault(ATTENTION_MASK, np.ones_like(fields[INPUT_IDS]))
     return Tokens(lengths, fields)

@@ -40,6 +40,11 @@ def test_equal_training_is_equal_however_it_is_written():
     assert specification(training=plain).key == specification(training=other).key
 
 
+def test_a_device_may_be_a_number():
+    given = Training(device=0).device
+    assert given == str(torch.device(0)) == Training(device=given).device
+
+
 def test_the_key_changes_with_whatever_decides_the_result():
     base = specification("mgem-d")
     gem = METHODS["mgem-d"]

@@ -20,9 +20,12 @@ from fuzz_values import Target, kind
 
 import avalanche_mgem.experiment as experiment
 from avalanche_mgem.experiment import plots
+from avalanche_mgem.experiment.store import ResultStore
 
 _TEXT = "'x'|a null|a regex|'3'|'nan'|np.str"
+_NAME = "''|'x'|a regex|'3'|'nan'|np.str"
 _ANY_HEADS = one_of("single", "growing", "multi")
+_NO_WIDTHS = "[]|()|np []|tensor [0]"
 _WIDTHS = kind((3,), [4, 5], [np.int64(3)], may="")
 _SETTINGS = "{}|{'x': 'y'}|{'x': [None]}|{0: 1}|{None: None}"
 _RUN = experiment.RunResult("naive", "tiny", 0, np.eye(2), np.zeros(2), 1.0)
@@ -38,13 +41,16 @@ _METHODS = kind(
 def write_files():
     """Put what the names above stand for into the current folder."""
     Path("methods.toml").write_text('[weak]\nbase = "gem"\nmemory_strength = 0.1\n')
+    store = ResultStore("results")
+    store.create()
+    store.save("a", _RUN)
 
 
 EXPERIMENT = {
     "MLPFactory": Target(
         experiment.MLPFactory,
         {
-            "hidden": kind((3,), [4, 5], (), [np.int64(3)], may="[]|()|np []|tensor [0]"),
+            "hidden": kind((3,), [4, 5], (), [np.int64(3)], may=_NO_WIDTHS),
             "heads": _ANY_HEADS,
         },
     ),
@@ -55,11 +61,11 @@ EXPERIMENT = {
     "TextModelFactory": Target(
         experiment.TextModelFactory,
         {
-            "model": kind("bert", may=f"{_TEXT}|Path"),
+            "model": kind("bert", may=f"{_NAME}|Path"),
             "form": one_of("classification", "text-to-text", "causal"),
             "heads": one_of("multi", "growing", "single"),
             "pooling": one_of("auto", "mean", "first", "last", "pooler"),
-            "tokenizer": kind(None, "bert", may=f"None|{_TEXT}|Path"),
+            "tokenizer": kind(None, "bert", may=f"None|{_NAME}|Path"),
             "label_words": kind(None, {0: "a"}, may="None"),
         },
     ),
@@ -68,7 +74,7 @@ EXPERIMENT = {
         {
             "name": kind("mlp", "cnn5", "slim-resnet18", more={"near": "mpl"}),
             "heads": _ANY_HEADS,
-            "hidden": kind(None, may="None"),
+            "hidden": kind(None, [4], may=f"None|{_NO_WIDTHS}"),
         },
         called={"name": "model"},
     ),
@@ -84,7 +90,7 @@ EXPERIMENT = {
             "batch_size": COUNT,
             "epochs": COUNT,
             "eval_batch_size": COUNT,
-            "device": kind("cpu", "cuda:0", may="'3'"),
+            "device": kind("cpu", "cuda:0", may="0|1|3|np.int64|np.uint8|'3'"),
             "memory": COUNT,
             "optimizer": one_of("sgd", "adam", "adamw"),
             "momentum": kind(
@@ -108,7 +114,8 @@ EXPERIMENT = {
     "NamedStream": Target(
         experiment.NamedStream,
         {
-            "name": kind("permuted-digits", "split:a.npz", "text"),
+            # Whether there is such a stream is told where it is made.
+            "name": kind("permuted-digits", "split:a.npz", "text", may=_TEXT),
             "arguments": kind({}, {"n_experiences": 3}, may="{}|{'x': 'y'}|{'x': [None]}"),
         },
         called={"name": "stream"},
@@ -117,7 +124,7 @@ EXPERIMENT = {
         experiment.TextStream,
         {
             "tasks": kind("1", ("agnews", "yahoo"), 1, may="1|3|'3'|np.int64|np.uint8"),
-            "tokenizer": kind("bert", may=f"{_TEXT}|Path"),
+            "tokenizer": kind("bert", may=f"{_NAME}|Path"),
             "folder": kind(None, "tasks", may=f"{PATH.names()}|None"),
             "form": one_of("classification", "text-to-text", "causal"),
             "max_length": COUNT,
@@ -144,9 +151,6 @@ EXPERIMENT = {
         called={"only_methods": "methods", "only_streams": "streams"},
     ),
     "methods_table": Target(experiment.methods_table, {"methods": _METHODS}),
-    "write_report": Target(
-        experiment.write_report, {"results": _RUNS, "out": PATH, "tensorboard": FLAG}
-    ),
 }
 PLOTS = {
     **{
@@ -154,7 +158,12 @@ PLOTS = {
         for name in ("accuracy_figure", "forgetting_figure", "heatmap_figure", "tradeoff_figure")
     },
     **{
-        name: Target(getattr(plots, name), {"results": _RUNS, "path": PATH})
+        name: Target(getattr(plots, name), {"results": _RUNS, "path": PATH}, also=(OSError,))
         for name in ("plot_accuracy", "plot_tradeoff")
     },
+}
+REPORT = {
+    "write_report": Target(
+        experiment.write_report, {"results": _RUNS, "out": PATH, "tensorboard": FLAG}
+    ),
 }

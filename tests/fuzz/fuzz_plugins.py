@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Naive, Replay
+from avalanche.training.templates import SupervisedTemplate
 from fuzz_pure import (
     COUNT,
     FLAG,
@@ -20,7 +21,7 @@ from fuzz_pure import (
     one_of,
     optional,
 )
-from fuzz_values import Fresh, Target, kind
+from fuzz_values import HOSTILE, Fresh, Target, kind
 from tiny import make_model, sgd
 
 import avalanche_mgem as package
@@ -134,7 +135,9 @@ PLUGINS = {
 }
 
 _MODEL = make_model()
-AVALANCHE = dict.fromkeys(signature(Naive).parameters, "Avalanche's own, which checks it or not")
+AVALANCHE = dict.fromkeys(
+    signature(SupervisedTemplate).parameters, "Avalanche's own, which checks it or not"
+)
 
 
 def made(strategy):
@@ -169,24 +172,27 @@ STRATEGIES = {
 }
 
 
-def _saved():
-    strategy = made(Naive)()
-    package_checkpoint.save_checkpoint(strategy, "saved.ckpt")
-    return strategy
+def write_files():
+    """Put what the names below stand for into the current folder."""
+    package_checkpoint.save_checkpoint(made(Naive)(), "saved.ckpt")
 
 
+# It is looked through for samples, whatever it is.
+_BENCHMARK = kind(None, may="|".join(HOSTILE))
 CHECKPOINTS = {
     "save_checkpoint": Target(
         package_checkpoint.save_checkpoint,
-        {"strategy": kind(Fresh(made(Naive))), "path": PATH, "benchmark": kind(None, may="None")},
+        {"strategy": kind(Fresh(made(Naive))), "path": PATH, "benchmark": _BENCHMARK},
+        also=(OSError,),
     ),
     "load_checkpoint": Target(
         package_checkpoint.load_checkpoint,
         {
             "strategy": kind(Fresh(made(Naive))),
-            "path": PATH,
-            "benchmark": kind(None, may="None"),
+            "path": kind("saved.ckpt", "none.ckpt", may=PATH.names()),
+            "benchmark": _BENCHMARK,
             "missing_ok": FLAG,
         },
+        also=(package_checkpoint.CheckpointError, FileNotFoundError),
     ),
 }

@@ -295,7 +295,7 @@ TEXT = {
         text.label_words_of, {"scenario": kind(text.text_stream([_TASK], tokenizer=words))}
     ),
     "read_hub_task": Target(
-        text.read_hub_task, {"name": kind("x"), "table": kind({}, may="{}")}, called=_NAME
+        text.read_hub_task, {"name": kind("rte"), "table": kind(text.HUB_TASKS)}, called=_NAME
     ),
     "read_text_task": Target(text.read_text_task, _ONE_TASK, called=_NAME),
     "read_text_tasks": Target(

@@ -1,6 +1,7 @@
 """Text classifiers: the same logits whatever the padding, and heads that train under Avalanche."""
 
 import copy
+import inspect
 import pickle
 import sys
 
@@ -101,7 +102,11 @@ def test_padding_does_not_change_logits(name, pooling):
     alone = torch.cat(
         [model({"input_ids": torch.tensor([words])}) for words in ([5, 6, 7, 8], [9, 10])]
     )
-    for padded in (texts(right=1), texts(right=5), texts(left=0), texts(left=3)):
+    # Before transformers 5 DistilBERT takes no positions, so that its padding is on the right.
+    taken = inspect.signature(type(model.encoder).forward).parameters
+    on_the_left = name != "distilbert" or "position_ids" in taken
+    left = (texts(left=0), texts(left=3)) if on_the_left else ()
+    for padded in (texts(right=1), texts(right=5), *left):
         types = torch.zeros_like(padded["input_ids"])
         for features in (padded, padded | {"token_type_ids": types, "other": types}):
             torch.testing.assert_close(model(features), alone, atol=1e-6, rtol=1e-5)

@@ -182,7 +182,7 @@ def test_avalanches_strategies_learn_to_answer(name, capsys):
         criterion=TokenLoss(),
         train_mb_size=8,
         eval_mb_size=8,
-        train_epochs=20,
+        train_epochs=50,
         evaluator=EvaluationPlugin(
             accuracy_metrics(epoch=True, experience=True),
             loss_metrics(epoch=True, experience=True),

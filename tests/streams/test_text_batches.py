@@ -86,7 +86,7 @@ def test_batches_can_be_copied_and_pickled(clone):
 
 
 def test_pinned_batches_are_batches(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *device: tensor + 1)
     batch = PadToLongest()(samples([2, 5]))
     pinned = pin_memory(batch)
     assert isinstance(pinned, TextBatch)

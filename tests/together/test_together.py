@@ -9,6 +9,7 @@ import torch
 from pairwise import allowed_pairs, pairs_of, pairwise_cover
 from together_cases import (
     FACTORS,
+    adagrad_begins_anew,
     different,
     experiences_of,
     plugins_of,
@@ -59,6 +60,8 @@ def check_end(strategy, needs_gradient, hooks=()):
 
 def check_case(case):
     """Train with our plugins, and go on from copies; without them, and with free ones."""
+    if case["optimizer"] == "adagrad" and not adagrad_begins_anew():
+        pytest.skip("Avalanche empties the optimiser's state, which this torch's Adagrad needs")
     copied, experiences, ours = COPIES[case["copy"]], experiences_of(case), plugins_of(case)
     watch, copier = Watch(ours, case["optimizer"]), Copier(case["moment"], ours, copied)
     strategy = strategy_of(case, ours.values(), [watch, copier])

@@ -148,6 +148,18 @@ FACTORS = {
 }
 
 
+def adagrad_begins_anew():
+    """Whether Adagrad goes on after Avalanche has emptied its state, as it does for each task."""
+    optimizer = optim.Adagrad([torch.zeros(1, requires_grad=True)])
+    optimizer.state.clear()
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(1)
+    try:
+        optimizer.step()
+    except KeyError:
+        return False
+    return True
+
+
 class Net(nn.Module):
     """A body and a head."""
 
