@@ -119,7 +119,16 @@ def wait_until(condition, seconds):
     assert condition()
 
 
+@pytest.fixture
+def _heeds_interrupts():
+    """Tests that a shell runs in the background ignore them, and so would what they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("_heeds_interrupts")
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("moment", ["starting", "running"])
 @pytest.mark.parametrize(
@@ -133,14 +142,14 @@ def test_a_command_that_is_stopped_leaves_no_process_and_continues(stop, moment,
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     ready = 1 if moment == "running" else 0
-    wait_until(lambda: len(session_processes(process.pid)) >= 3, 60)
-    wait_until(lambda: len(list(out.glob("runs/*.json"))) >= ready, 60)
+    wait_until(lambda: len(session_processes(process.pid)) >= 3, 300)
+    wait_until(lambda: len(list(out.glob("runs/*.json"))) >= ready, 300)
     if stop == signal.SIGINT:
         os.killpg(process.pid, stop)  # as a terminal does
     else:
         os.kill(process.pid, stop)
-    _, errors = process.communicate(timeout=30)
-    wait_until(lambda: not session_processes(process.pid), 15)
+    _, errors = process.communicate(timeout=300)
+    wait_until(lambda: not session_processes(process.pid), 120)
     if stop == signal.SIGINT:
         assert process.returncode == 130
         assert errors == "Stopped. The same command continues.\n"

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import pickle
 import sys
 
@@ -34,9 +35,14 @@ LAYER = "roberta.encoder.layer.0.intermediate.dense"
 
 
 @pytest.fixture(autouse=True)
-def own_precision():
-    """A Trainer of its own for each test: accelerate keeps the precision of the one before."""
+def own_environment():
+    """Arguments of a Trainer set variables (precision, compiling) that all after it read."""
+    before = dict(os.environ)
     AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
 
 
 def make_model(**settings):
