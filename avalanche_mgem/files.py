@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from pathlib import Path
 
@@ -11,7 +12,9 @@ _SUFFIX = ".tmp"
 
 def is_unfinished(path: Path, name: str) -> bool:
     """Whether `path` is what `write_atomically` leaves of a file `name` when it is killed."""
-    return path.name.startswith(f".{name}.") and path.name.endswith(_SUFFIX)
+    # No other letters between them: those of "run.ckpt" begin as those of "run" do.
+    pattern = rf"\.{re.escape(name)}\.[0-9a-f]{{32}}{re.escape(_SUFFIX)}"
+    return re.fullmatch(pattern, path.name) is not None
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:

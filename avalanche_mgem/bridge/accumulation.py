@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from avalanche_mgem.arguments import flag, positive_int
+from avalanche_mgem.bridge.distributed import is_wrapped
 from avalanche_mgem.bridge.fields import Batch, joined, samples_of
 from avalanche_mgem.bridge.wrapping import StrategyWrapper, wrapped
-from avalanche_mgem.model.distributed import unwrapped
+from avalanche_mgem.model.distributed import average_gradients, unwrapped
 from avalanche_mgem.model.freezing import restored_buffers
 from avalanche_mgem.model.gate import ShowsGate
 
@@ -72,13 +73,14 @@ class GradientAccumulation(StrategyWrapper):
         self.micro_batch_size = micro_batch_size
         self.recompute = recompute
         self._accumulated: _Accumulated | None = None  # with recompute=False, of this minibatch
+        self._averages = False  # the gradients of this minibatch itself, with several processes
 
     def _train_cleanup(self) -> None:
         super()._train_cleanup()  # type: ignore[misc]
-        self._accumulated = None
+        self._accumulated, self._averages = None, False
 
     def _before_forward(self, **kwargs: Any) -> None:
-        self._accumulated = None
+        self._accumulated, self._averages = None, False
         super()._before_forward(**kwargs)
 
     def _after_forward(self: Any, **kwargs: Any) -> None:
@@ -94,6 +96,7 @@ class GradientAccumulation(StrategyWrapper):
         if own and not self.recompute:
             return self._accumulate(parts, samples)
         last = len(parts) - 1
+        self._averages = own and is_wrapped(self.model)
         outputs = []
         for at, part in enumerate(parts):
             with self._watched(part) if own else nullcontext():
@@ -110,6 +113,9 @@ class GradientAccumulation(StrategyWrapper):
     def backward(self: Any) -> None:
         """Run the backward pass; what has been accumulated is there already."""
         super().backward()  # type: ignore[misc]
+        if self._averages:
+            average_gradients(unwrapped(self.model))
+            self._averages = False
         if self._accumulated is None:
             return
         accumulated, self._accumulated = self._accumulated, None
@@ -133,9 +139,10 @@ class GradientAccumulation(StrategyWrapper):
 
     def _part_forward(self: Any, part: Batch, own: bool, *, again: bool) -> Any:
         """The output for some samples; again: its activations are computed again when needed."""
-        # DistributedDataParallel expects a backward pass after each forward pass through it: all
-        # but the last go by the model inside, which may be the strategy's no more when run again.
-        model = unwrapped(self.model) if again else self.model
+        # DistributedDataParallel expects a backward pass after each forward pass through it, with
+        # all parameters that the pass before has not used: parts of one backward pass go by the
+        # model inside, which may be the strategy's no more when run again.
+        model = unwrapped(self.model) if again or self._averages else self.model
 
         def run(*_: Tensor) -> Any:
             with _swapped(self, part, model):

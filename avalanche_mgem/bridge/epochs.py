@@ -18,8 +18,15 @@ def when_the_epoch_begins(strategy: Any, function: Callable[[Any], None]) -> Non
     strategy.plugins.append(_Last(function))
 
 
+def forget_epoch(strategy: Any) -> None:
+    """Take off what an epoch has left that an error ended before it truly began."""
+    strategy.plugins = [plugin for plugin in strategy.plugins if not isinstance(plugin, _Last)]
+
+
 class _Last(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
     """Stands behind all plugins for the rest of one event."""
+
+    transient = True  # no part of a checkpoint
 
     def __init__(self, function: Callable[[Any], None]) -> None:
         super().__init__()

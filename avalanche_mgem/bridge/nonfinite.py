@@ -14,9 +14,6 @@ from avalanche_mgem.model.distributed import add_up, n_processes, unwrapped
 
 OnNonFinite = Literal["raise", "skip"]
 
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-
-
 class StepGuard:
     """Sees to it that a step is taken only where loss and gradients are finite.
 
@@ -30,14 +27,18 @@ class StepGuard:
     closed once.
 
     A step that is skipped changes no parameter and no state of the optimiser, because nothing has a
-    gradient, and the running statistics that the step's forward passes moved are put back. After
-    it, the gradients are zero, for those who read them at the end of an iteration.
+    gradient, and the buffers that the step's forward passes moved, such as running statistics, are
+    put back. After it, the gradients are zero, for those who read them at the end of an iteration.
+    Where a parameter itself is not finite, no step ever will be: that is an error with "skip" too.
+
+    What is looked at are the gradients at the plugin's own turn; what a plugin behind it does to
+    them is not seen.
 
     The guards of all plugins of a strategy act as one: what one of them refuses is skipped, and
     counted, by all, and raises an error where one of them is to raise it.
 
-    Where `strategy.handles_nonfinite` is true, as beside a gradient scaler that leaves steps out
-    itself, gradients of the minibatch are left to it; loss and memory rows are not.
+    Where `strategy.handles_nonfinite` is true, as beside a gradient scaler that leaves this step
+    out itself, gradients of the minibatch are left to it; loss and memory rows are not.
 
     Args:
         on_nonfinite: "raise": an error ends the training. "skip": the step is left out and counted.
@@ -66,7 +67,7 @@ class StepGuard:
 
     def start(self) -> None:
         """Forget a step that an error has ended."""
-        self._statistics: list[tuple[Tensor, Tensor]] = []
+        self._buffers: list[tuple[nn.Module, str, Tensor, Tensor]] = []
         self._forget()
 
     def _forget(self) -> None:
@@ -82,8 +83,11 @@ class StepGuard:
         self._is_open = True
         # The first plugin's guard does it for all: no forward pass of a later one has moved them.
         if self.on_nonfinite == "skip" and _guards(strategy, self)[0] is self:
-            buffers = _running_statistics(strategy.model)
-            self._statistics = [(buffer, buffer.clone()) for buffer in buffers]
+            self._buffers = [
+                (module, name, buffer, buffer.clone())
+                for module in strategy.model.modules()
+                for name, buffer in module.named_buffers(recurse=False)
+            ]
 
     def add_loss(self, strategy: Any) -> None:
         """Note the loss of a minibatch; it is looked at before the step."""
@@ -127,7 +131,7 @@ class StepGuard:
         """End the step."""
         for parameter in self._without:
             parameter.grad = torch.zeros_like(parameter)
-        # Another plugin may refuse the step after it was taken; so the statistics stay at hand.
+        # Another plugin may refuse the step after it was taken; so the buffers stay at hand.
         self._forget()
 
     def _refuse(self, strategy: Any, reason: str, error: Exception | None = None) -> None:
@@ -137,15 +141,20 @@ class StepGuard:
                 f"{reason}, in {place(strategy)}; the weights are as before this step "
                 f"(on_nonfinite='skip' leaves such steps out and counts them)"
             ) from error
+        if (parameter := _parameter_reason(strategy)) is not None:
+            raise FloatingPointError(
+                f"{parameter}, in {place(strategy)}: no step will be finite any more"
+            ) from error
         for guard in guards:
             guard.skipped_steps += 1
             guard._skips = guard._is_open
-            guard._put_statistics_back()
+            guard._put_buffers_back()
 
     @torch.no_grad()
-    def _put_statistics_back(self) -> None:
-        for buffer, value in self._statistics:
+    def _put_buffers_back(self) -> None:
+        for module, name, buffer, value in self._buffers:
             buffer.copy_(value)
+            module._buffers[name] = buffer
 
     def _drop_gradients(self, strategy: Any) -> None:
         # No optimiser touches what has no gradient, nor its state, weight decay included.
@@ -271,18 +280,21 @@ def _stepped(strategy: Any) -> Iterator[nn.Parameter]:
 
 
 def _values(tensor: Tensor) -> Tensor:
-    return tensor.coalesce().values() if tensor.layout == torch.sparse_coo else tensor
+    if tensor.layout != torch.strided:
+        coalesced = tensor.coalesce() if tensor.layout == torch.sparse_coo else tensor
+        tensor = coalesced.values()
+    # Of floats of 8 bits torch takes no norm.
+    return tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
 
 
 def _is_finite(tensor: Tensor) -> bool:
     return bool(_values(tensor).isfinite().all())
 
 
-def _running_statistics(model: nn.Module) -> Iterator[Tensor]:
-    for module in model.modules():
-        for name in _STATISTICS:
-            if isinstance(buffer := getattr(module, name, None), Tensor):
-                yield buffer
+def _parameter_reason(strategy: Any) -> str | None:
+    named = unwrapped(strategy.model).named_parameters()
+    bad = (name for name, parameter in named if not _is_finite(parameter.detach()))
+    return next((f"the parameter {name!r} itself holds NaN or Inf" for name in bad), None)
 
 
 def _left_to_others(strategy: Any) -> bool:

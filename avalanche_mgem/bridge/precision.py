@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from avalanche_mgem.arguments import bounded_int, finite, one_of
+from avalanche_mgem.bridge.nonfinite import all_finite
 from avalanche_mgem.bridge.wrapping import StrategyWrapper, wrapped
 
 Precision = Literal["bf16", "fp16"]
@@ -34,7 +35,8 @@ class MixedPrecision(StrategyWrapper):
     not lost (torch.amp.GradScaler). The gradients are divided by it before the event
     `after_backward`: what plugins project, mask and clip, and all that metrics see, is not scaled.
     A step whose gradients are infinite or NaN is left out, and the scale is halved; plugins see the
-    events of such an iteration all the same. `handles_nonfinite` says so to them.
+    events of such an iteration all the same. `handles_nonfinite` says so to them; what becomes NaN
+    later, by a plugin, is not of its kind.
 
     The gradients that are measured besides, those of mGEM's memory and the probes of the hybrid
     strategy, have no scaled loss. In bfloat16 none is needed, it has the range of float32; in
@@ -51,7 +53,7 @@ class MixedPrecision(StrategyWrapper):
     Attributes:
         loss_scale: the present scale; 1 with "bf16".
         skipped_steps: how many steps were left out.
-        handles_nonfinite: whether a step of gradients that are not finite is left out here.
+        handles_nonfinite: whether the last backward pass has overflown: its step is left out here.
 
     The scale and the counts are part of a pickle and of a checkpoint.
 
@@ -81,6 +83,7 @@ class MixedPrecision(StrategyWrapper):
         self.memory_precision = memory_precision or ("bf16" if precision == "bf16" else "fp32")
         self.skipped_steps = 0
         self._forward_precision: str = precision  # of the last forward pass, and so its loss
+        self._overflows = False  # the last backward pass
         self._scaler: _LossScale | None = None
         if precision == "fp16":
             device: torch.device = self.device  # type: ignore[attr-defined]
@@ -88,8 +91,8 @@ class MixedPrecision(StrategyWrapper):
 
     @property
     def handles_nonfinite(self) -> bool:
-        """Whether a step of gradients that are not finite is left out."""
-        return self._scaler is not None
+        """Whether the last backward pass has overflown, and so its step is left out."""
+        return self._overflows
 
     @property
     def loss_scale(self) -> float:
@@ -145,6 +148,9 @@ class MixedPrecision(StrategyWrapper):
     def _after_backward(self: Any, **kwargs: Any) -> None:
         if self._scaler is not None:
             self._scaler.unscale(self.optimizer)
+            groups = self.optimizer.param_groups
+            gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+            self._overflows = not all_finite(gradients)
         super()._after_backward(**kwargs)  # type: ignore[misc]
 
     def optimizer_step(self: Any) -> None:

@@ -169,7 +169,8 @@ class MemoryRows:
         if self.passes == "loop":
             return
         try:
-            with self._random.active(parameters[0].device):
+            # Not of the rows' own random numbers: a run that is resumed looks once more.
+            with RandomStream(0).active(parameters[0].device):
                 self._grouped = self._takes_groups(strategy, groups, parameters, rows)
         except NotGroupedError as error:
             self._refuse(error)

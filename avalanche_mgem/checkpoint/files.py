@@ -24,6 +24,12 @@ def damaged_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.damaged")
 
 
+def check_folder(path: Path) -> None:
+    """Raise FileNotFoundError where there is no folder for a file at path."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path: there is no folder {path.parent} for {path.name}")
+
+
 def replace_checkpoint(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Put a new checkpoint at path, and keep the one that was there as the previous one.
 
@@ -73,8 +79,7 @@ def _unfinished(path: Path) -> Path:
 
 def _remove_unfinished(path: Path) -> None:
     """Remove what killed processes have left; each may be as large as a checkpoint."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"path: there is no folder {path.parent} for {path.name}")
+    check_folder(path)
     for other in path.parent.iterdir():
         if is_unfinished(other, path.name):
             other.unlink(missing_ok=True)

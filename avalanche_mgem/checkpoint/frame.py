@@ -37,30 +37,54 @@ class Sink(Protocol):
 
 
 class _Digested:
-    """Writes to a file, and keeps the digest and the length of what was written."""
+    """Writes to a file, and keeps the digest and the length of what was written.
+
+    failure: the first error of the file. Torch's writer makes others of it.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.digest = hashlib.sha256()
         self.length = 0
+        self.failure: OSError | None = None
 
     def write(self, data: Any, /) -> int:
         self.digest.update(data)
-        written = self._file.write(data)
+        with self._kept_failure():
+            written = self._file.write(data)
         self.length += written
         return written
 
     def flush(self) -> None:
-        self._file.flush()
+        with self._kept_failure():
+            self._file.flush()
+
+    @contextmanager
+    def _kept_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
 
 
 def write_frame(file: BinaryIO, told: Mapping[str, Any], dump: Callable[[Sink], None]) -> None:
-    """Write a checkpoint to a new file, from its start; dump writes the payload."""
+    """Write a checkpoint to a new file, from its start; dump writes the payload.
+
+    Raises:
+        OSError: the file cannot be written, whatever dump has made of it.
+    """
     description = json.dumps(told).encode()
     file.write(bytes(HEADER_SIZE))  # until the length and the digest are known
     body = _Digested(file)
     body.write(description)
-    dump(body)
+    try:
+        dump(body)
+    except Exception:
+        if body.failure is None:
+            raise
+    if body.failure is not None:
+        raise body.failure
     start = _START.pack(MAGIC, VERSION, len(description), body.length - len(description))
     body.digest.update(start)
     file.seek(0)
@@ -70,7 +94,7 @@ def write_frame(file: BinaryIO, told: Mapping[str, Any], dump: Callable[[Sink], 
 
 
 class _From(io.RawIOBase):
-    """A file from where it stands on, as one of its own: before 2.6 torch reads from the start."""
+    """A file from where it stands on, as one of its own: torch 2.5 seeks from its start."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -107,6 +131,7 @@ def open_frame(path: Path) -> Iterator[tuple[dict[str, Any], BinaryIO]]:
 
     Raises:
         FileNotFoundError: there is no file.
+        OSError: it cannot be read.
         CheckpointError: it is no checkpoint, of a later format, cut short, or not what was written.
     """
     if path.is_dir():
@@ -126,11 +151,11 @@ def open_frame(path: Path) -> Iterator[tuple[dict[str, Any], BinaryIO]]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether the file at path is a checkpoint, whole."""
+    """Whether the file at path is a checkpoint, whole; what cannot be read is none."""
     try:
         with open_frame(path):
             return True
-    except CheckpointError:
+    except (CheckpointError, OSError):
         return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 import warnings
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from avalanche_mgem.checkpoint.errors import CheckpointError
-from avalanche_mgem.checkpoint.places import class_name
+from avalanche_mgem.checkpoint.places import class_name, lasting_plugins
 
 _PACKAGES = ("torch", "avalanche-lib", "avalanche-mgem", "numpy")
 _NUMBERS = ("train_mb_size", "train_epochs", "eval_mb_size")
@@ -38,13 +39,18 @@ def identity(strategy: Any) -> dict[str, Any]:
             "strategy": class_name(strategy),
             "optimizer": class_name(strategy.optimizer),
             "criterion": class_name(strategy._criterion),
-            "plugins": [class_name(plugin) for plugin in strategy.plugins],
+            "plugins": [class_name(plugin) for plugin in lasting_plugins(strategy)],
             "metrics": [class_name(metric) for metric in strategy.evaluator.metrics],
         },
         "settings": {
             "model": class_name(strategy.model),
             **{name: getattr(strategy, name) for name in _NUMBERS if hasattr(strategy, name)},
             **{f"optimizer.{k}": repr(v) for k, v in strategy.optimizer.defaults.items()},
+            **{
+                f"plugins[{i}].{name}": value
+                for i, plugin in enumerate(lasting_plugins(strategy))
+                for name, value in _arguments(plugin).items()
+            },
         },
         "versions": {"python": platform.python_version(), **{n: _version(n) for n in _PACKAGES}},
         "device": str(strategy.device),
@@ -86,6 +92,35 @@ def device_map(path: Any, saved: str, device: torch.device) -> Callable[[str], s
         return str(device) if name.split(":", maxsplit=1)[0] == moves else name
 
     return now
+
+
+def _arguments(plugin: Any) -> dict[str, str]:
+    """The plain values that a plugin was made with, as far as it keeps them under their names.
+
+    Others of its attributes may change in training, as counters do.
+    """
+    names: dict[str, None] = {}
+    for each in type(plugin).__mro__:
+        if inspect.isfunction(made := vars(each).get("__init__")):
+            named = inspect.signature(made).parameters.values()
+            names |= {
+                p.name: None for p in named if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+            }
+    found = {}
+    for name in names:
+        try:
+            value = getattr(plugin, name)
+        except Exception:  # not kept, or a property that cannot say yet
+            continue
+        if not name.startswith("_") and _is_plain(value):
+            found[name] = repr(value)
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _warn_of(

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from avalanche_mgem.arguments import as_file, flag
 from avalanche_mgem.checkpoint.errors import CheckpointError
-from avalanche_mgem.checkpoint.files import previous_of
+from avalanche_mgem.checkpoint.files import check_folder, previous_of
 from avalanche_mgem.checkpoint.frame import open_frame
 from avalanche_mgem.checkpoint.identity import check_strategy, compare, device_map
 from avalanche_mgem.checkpoint.pickling import Surroundings, find_samples, load
@@ -42,6 +42,10 @@ def load_checkpoint(
     strategy, untouched; what they wrote after the checkpoint and before the stop is written again.
     What lay on an accelerator goes to the strategy's device.
 
+    Random states are those of the process that saved. Several processes that load one file draw the
+    same numbers from there on, as they did before if all began with one seed; with differing seeds
+    the run goes on with other draws than without a stop.
+
     A CHECKPOINT IS A PICKLE: loading one runs whatever code is in it. Load only files that you, or
     somebody whom you trust with your account, have written. The digest in the file finds damage,
     not malice.
@@ -50,7 +54,7 @@ def load_checkpoint(
         strategy: made anew as it was made for the run that was saved: the same class, plugins and
             metrics.
         path: of the file. Where it is damaged or gone and the one before it (path + ".previous")
-            is whole, that is loaded, with a warning.
+            is whole, that is loaded, with a warning. So it is where it cannot be read.
         benchmark: the same as given to `save_checkpoint`.
         missing_ok: where there is no checkpoint, return the strategy as it is and 0.
 
@@ -58,18 +62,22 @@ def load_checkpoint(
         The strategy, and how many experiences it has finished: the index of the next.
 
     Raises:
-        FileNotFoundError: there is no file, and missing_ok is False.
+        FileNotFoundError: there is no folder for it, or no file and missing_ok is False.
+        OSError: the file cannot be read, and there is none before it.
         CheckpointError: the file is damaged, is no checkpoint or of another strategy, plugins,
             metrics or benchmark, before anything is unpickled; it is whole but does not load, as
             when a class is gone. The strategy is unchanged.
         ValueError: not a strategy.
 
     Warns:
-        UserWarning: the checkpoint is of other versions of packages, or of other settings.
+        UserWarning: the checkpoint is of other versions of packages, or of other settings: sizes of
+            minibatches, epochs, the optimiser's defaults, and the plain arguments of plugins (what
+            is a number, text, flag, None or tuple of these, kept under the argument's name).
     """
     path = as_file("path", path)
     flag("missing_ok", missing_ok)
     check_strategy(strategy)
+    check_folder(Path(path))  # or a slip of the pen would begin anew, and end at the first save
     with ExitStack() as stack:
         try:
             source, told, file = _open_newest(Path(path), stack)
@@ -86,13 +94,13 @@ def _open_newest(path: Path, stack: ExitStack) -> tuple[Path, dict[str, Any], Bi
     """Open the newest whole checkpoint: where it is, what it tells, and the file at its payload."""
     try:
         return path, *stack.enter_context(open_frame(path))
-    except (CheckpointError, FileNotFoundError) as error:
+    except (CheckpointError, OSError) as error:
         previous = previous_of(path)
         try:
             found = previous, *stack.enter_context(open_frame(previous))
         except FileNotFoundError:
             raise error from None
-        except CheckpointError as another:
+        except (CheckpointError, OSError) as another:
             raise CheckpointError(f"{path}: no whole checkpoint: {error}; {another}") from error
         gone = isinstance(error, FileNotFoundError)
         why = f"there is no {path} (to begin anew, remove {previous} too)" if gone else error
@@ -106,6 +114,10 @@ def _fill(
     now = device_map(source, told["device"], strategy.device)
     places, loggers = find_places(strategy), strategy.evaluator.loggers
     surroundings = Surroundings(places, loggers, find_samples(benchmark), now)
+    # What an interrupted training has left; with the plugins emptied nobody could take it off.
+    for plugin in strategy.plugins:
+        if (release := getattr(plugin, "release_hooks", None)) is not None:
+            release()
     with undone_on_error(places):
         try:
             value = load(file, surroundings)

@@ -24,7 +24,7 @@ import torch
 
 from avalanche_mgem.checkpoint.errors import CheckpointError
 from avalanche_mgem.checkpoint.frame import Sink
-from avalanche_mgem.checkpoint.places import class_name, empty
+from avalanche_mgem.checkpoint.places import class_name, empty, lasting_plugins
 from avalanche_mgem.checkpoint.samples import Samples, fingerprint_of, holds_samples
 
 _PROTOCOL = 4
@@ -155,6 +155,8 @@ def _in_place(part: Any, place: str) -> Any:
     constructor, arguments, *state = reduced
     if place == "evaluator":
         state = [{**state[0], "loggers": []}]
+    if place == "strategy":
+        state = [{**state[0], "plugins": lasting_plugins(part)}]
     return _filled, (place, constructor, arguments), *state[:1]
 
 

@@ -18,12 +18,20 @@ def find_places(strategy: Any) -> dict[str, Any]:
         **{f"model.{name}" if name else "model": module for name, module in modules},
         "optimizer": strategy.optimizer,
         "criterion": strategy._criterion,
-        **{f"plugins[{i}]": plugin for i, plugin in enumerate(strategy.plugins)},
+        **{f"plugins[{i}]": plugin for i, plugin in enumerate(lasting_plugins(strategy))},
         **{f"evaluator.metrics[{i}]": each for i, each in enumerate(strategy.evaluator.metrics)},
         "evaluator": strategy.evaluator,
         "strategy": strategy,
     }
     return {place: part for place, part in places.items() if _can_be_filled(part)}
+
+
+def lasting_plugins(strategy: Any) -> list[Any]:
+    """Return the plugins without those that stand among them for a moment of training only.
+
+    Their classes say `transient = True`. An error in that moment leaves them there.
+    """
+    return [p for p in strategy.plugins if getattr(type(p), "transient", None) is not True]
 
 
 def _can_be_filled(part: Any) -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,14 @@ from torch.utils.data import Dataset
 
 from avalanche_mgem.checkpoint.errors import CheckpointError
 from avalanche_mgem.checkpoint.places import class_name
-from avalanche_mgem.checkpoint.random_states import random_states, restore_random_states
 
 _SMALL = 1024  # bytes; what is smaller is written
+_OURS = f"{__name__.partition('.')[0]}."
+_NAMES = frozenset(
+    "data datasets dataset images indices inputs labels samples targets tensors x y".split()
+)
+_MOST = 1000  # of the items of a list
+_BUDGET = 1 << 20  # bytes of an attribute of a data set
 
 
 def holds_samples(part: Any) -> bool:
@@ -58,39 +62,71 @@ class Samples:
 
 
 def fingerprint_of(part: Any) -> str:
-    """Tell parts of benchmarks apart: arrays by their values, data sets by length and one sample.
+    """Tell parts of benchmarks apart: arrays by their values, data sets by what they are made of.
 
-    Samples are read with all global random states as they always are here, and leave no trace.
+    That is their class, length, and of attributes with the usual names (targets, data, tensors and
+    so on) evenly spaced values. No sample of a user's data set is read, which may draw from a
+    generator of its own, and nothing else in it is looked at, which may change as it is used.
     """
-    digest = hashlib.sha256(class_name(part).encode())
-    if not isinstance(part, Dataset):
-        _add(digest, part)
-        return digest.hexdigest()
-    length = len(part)  # type: ignore[arg-type]  # Avalanche's benchmarks need one
-    _add(digest, length)
-    states = random_states()
-    try:
-        random.seed(0)
-        np.random.seed(0)
-        torch.manual_seed(0)
-        _add(digest, part[length // 2] if length else None)
-    finally:
-        restore_random_states(states)
-    return digest.hexdigest()
-
-
-def _add(digest: Any, value: Any) -> None:
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    if isinstance(value, np.ndarray):
-        digest.update(f"{value.shape}{value.dtype}".encode() + value.tobytes())
-    elif isinstance(value, Mapping):
-        _add(digest, list(value.items()))
-    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        for each in value:
-            _add(digest, each)
-    elif hasattr(value, "tobytes"):  # images of PIL, and NumPy's numbers
-        digest.update(value.tobytes())
+    fingerprint = _Fingerprint()
+    if isinstance(part, Dataset):
+        fingerprint.add_data_set(part, _BUDGET)
     else:
-        plain = isinstance(value, str | bytes | int | float | type(None))
-        digest.update((repr(value) if plain else class_name(value)).encode())
+        fingerprint.add(class_name(part), 0)
+        fingerprint.add(part, part.nbytes)
+    return fingerprint.digest.hexdigest()
+
+
+class _Fingerprint:
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+        self._inside: set[int] = set()  # data sets, which may hold themselves
+
+    def add_data_set(self, part: Any, budget: int) -> None:
+        if id(part) in self._inside:
+            return
+        self._inside.add(id(part))
+        length = len(part) if hasattr(part, "__len__") else None
+        self.add([class_name(part), length], 0)
+        if type(part).__module__.startswith(_OURS):
+            self.add(part[length // 2] if length else None, budget)  # which draws nothing
+            return
+        for name, value in sorted(getattr(part, "__dict__", {}).items()):
+            if name.lower() in _NAMES:
+                self.add(name, 0)
+                self.add(value, budget)
+
+    def add(self, value: Any, budget: int) -> None:
+        """Add a value; of arrays and long lists some, of about `budget` bytes."""
+        if isinstance(value, torch.Tensor | np.ndarray):
+            self._add_array(value, budget)
+        elif isinstance(value, Dataset):
+            self.add_data_set(value, budget)
+        elif isinstance(value, dict):
+            self.add(list(value.items()), budget)
+        elif isinstance(value, list | tuple | range):
+            some = value[:: -(-len(value) // _MOST) or 1]
+            self.digest.update(f"{len(value)}[".encode())
+            for each in some:
+                self.add(each, budget // len(some))
+        elif isinstance(value, str):  # files may lie in another folder where a run goes on
+            self.digest.update(repr(value.replace("\\", "/").rsplit("/", 1)[-1]).encode())
+        else:
+            plain = isinstance(value, bytes | int | float | np.generic | type(None))
+            self.digest.update((repr(value) if plain else class_name(value)).encode())
+
+    def _add_array(self, value: Any, budget: int) -> None:
+        self.digest.update(f"{tuple(value.shape)}{value.dtype}".encode())
+        if isinstance(value, torch.Tensor):
+            if value.layout != torch.strided or value.is_meta or value.is_quantized:
+                return
+            value = value.detach()
+        if value.ndim and len(value):
+            rows = max(1, budget * len(value) // max(1, value.nbytes))
+            value = value[:: -(-len(value) // rows)]
+        if isinstance(value, torch.Tensor):
+            value = value.cpu().contiguous().flatten().view(torch.uint8).numpy()
+        if value.dtype.hasobject:  # its bytes are addresses
+            self.add(value.ravel().tolist(), budget)
+        else:
+            self.digest.update(value.tobytes())

@@ -27,8 +27,11 @@ def save_checkpoint(strategy: Any, path: str | os.PathLike[str], *, benchmark: A
 
     It is written beside path, synced, and renamed, so that a kill or a power cut at any moment
     leaves a whole checkpoint at path; the one before is kept at path + ".previous". Something at
-    path that is no whole checkpoint is put aside, at path + ".damaged", with a warning. Several
-    processes need paths of their own.
+    path that is no whole checkpoint is put aside, at path + ".damaged", with a warning.
+
+    Several processes that train together need one file, which one of them writes; it has the random
+    states of that one, so begin all with one seed. Processes that write each need paths of their
+    own; each loads its own, then with its own random states.
 
     Args:
         strategy: of Avalanche, between `train` and `eval` calls.

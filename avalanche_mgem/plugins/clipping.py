@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 from avalanche.training.plugins import SupervisedPlugin
@@ -12,6 +13,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from avalanche_mgem.arguments import finite, flag
+from avalanche_mgem.bridge.nonfinite import place
 
 
 class ClipGradientPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
@@ -40,7 +42,8 @@ class ClipGradientPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche s
 
     Raises:
         ValueError: an argument out of range, at construction.
-        FloatingPointError: the norm is infinite or NaN; no parameter has moved then.
+        FloatingPointError: the norm is infinite or NaN, which that of finite gradients beyond 1e19
+            is too; no parameter has moved then.
     """
 
     def __init__(
@@ -66,15 +69,17 @@ class ClipGradientPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche s
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Take off the hook that an interrupted training has left."""
-        self._remove()
+        self.release_hooks()
 
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
         """Clip as soon as the optimiser's step begins."""
-        self._remove()
+        self.release_hooks()
         self._norm = None
+        known = weakref.ref(strategy)  # a hook that an error has left keeps nothing alive
 
         def clip(optimizer: Optimizer, *_: Any) -> None:
-            if optimizer is strategy.optimizer:
+            strategy = known()
+            if strategy is not None and optimizer is strategy.optimizer:
                 self._clip(strategy)
 
         # A hook of all optimisers: those come before an optimiser's own, and one of these may take
@@ -83,21 +88,21 @@ class ClipGradientPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche s
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
         """Take the hook off."""
-        self._remove()
+        self.release_hooks()
 
-    def _remove(self) -> None:
+    def release_hooks(self) -> None:
+        """Take off what a step that an error has ended has left."""
         hook, self._hook = self._hook, None
         if hook is not None:
             hook.remove()
 
     def _clip(self, strategy: Any) -> None:
         parameters = [p for group in strategy.optimizer.param_groups for p in group["params"]]
+        if all(p.grad is None for p in parameters):
+            return  # the step is left out
         norm = clip_grad_norm_(parameters, self.max_norm, self.norm_type)
         self._norm = norm
         leaves_out = getattr(strategy, "handles_nonfinite", False)
         if self.error_if_nonfinite and not leaves_out and not math.isfinite(float(norm)):
-            clock = strategy.clock
-            raise FloatingPointError(
-                f"the gradient's norm is {float(norm)}, in experience {clock.train_exp_counter}, "
-                f"iteration {clock.train_exp_iterations}"
-            )
+            self.release_hooks()
+            raise FloatingPointError(f"the gradient's norm is {float(norm)}, in {place(strategy)}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from avalanche_mgem.arguments import as_list, finite, one_of, positive_int
 from avalanche_mgem.bridge.boundaries import Boundary, task_boundary
 from avalanche_mgem.bridge.distributed import require_unused
-from avalanche_mgem.bridge.epochs import when_the_epoch_begins
+from avalanche_mgem.bridge.epochs import forget_epoch, when_the_epoch_begins
 from avalanche_mgem.bridge.nonfinite import (
     GuardsSteps,
     OnNonFinite,
@@ -193,6 +193,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Thaw what an interrupted training left frozen; begin anew in a new strategy."""
+        forget_epoch(strategy)
         model = unwrapped(strategy.model)
         self._freezer.release(model)
         # Later, it is the same strategy: GDumb and others replace the model between experiences.

@@ -181,6 +181,11 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):  # type: ignore[misc
         self._steps += not self._guard.skips
         self._guard.close()
 
+    def release_hooks(self) -> None:
+        """Take off what a step that an error has ended has left in model and optimiser."""
+        self._gate.close()
+        self._gate.release()
+
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Note that it has ended."""
         self._unfinished = None

@@ -17,7 +17,12 @@ from tiny import (
 )
 from torch import nn, optim
 
-from avalanche_mgem import HybridMagnitudePlugin, MGEMPlugin, MIGUPlugin
+from avalanche_mgem import (
+    HybridMagnitudePlugin,
+    MGEMPlugin,
+    MIGUPlugin,
+    with_gradient_accumulation,
+)
 from avalanche_mgem.model.distributed import (
     average_gradients,
     data_parallel,
@@ -35,6 +40,9 @@ class Rewrapped(Naive):
 
     def model_adaptation(self, model=None):
         return data_parallel(super().model_adaptation(model))
+
+
+Divided = with_gradient_accumulation(Rewrapped)
 
 
 class Averaging(Naive):
@@ -70,13 +78,34 @@ def adamw(model):
     return optim.AdamW(model.parameters(), lr=0.01)
 
 
+class Branches(nn.Module):
+    """Samples go through one of two layers; a part of a minibatch may need but one of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.sides = nn.Linear(N_FEATURES, 8), nn.ModuleList()
+        self.sides.extend(nn.Linear(8, N_CLASSES) for _ in range(2))
+
+    def forward(self, x):
+        outputs = torch.zeros(len(x), N_CLASSES)
+        for side, goes in zip(self.sides, (x[:, 0] > 0, x[:, 0] <= 0), strict=True):
+            if goes.any():
+                outputs[goes] = side(torch.relu(self.body(x[goes])))
+        return outputs
+
+
+def branches():
+    torch.manual_seed(7)
+    return Branches()
+
+
 class Run:
     """One training: what it made of the model, and what the plugins did.
 
     plugins: () -> list; made with another initial seed in every process.
     wrap: "helper" (Avalanche's wrap_model, before the strategy is made), "anew" (Rewrapped),
     "group" (no wrapper, Averaging), "views" (gradients that are views of the wrapper's own buffers)
-    or "none".
+    "parts" (Rewrapped, in micro-batches of two) or "none".
     """
 
     def __init__(
@@ -100,7 +129,8 @@ class Run:
             model = DistributedHelper.wrap_model(model)
         if wrap == "views":
             model = data_parallel(model, gradient_as_bucket_view=True)
-        kind = {"anew": Rewrapped, "group": Averaging}.get(wrap, Naive)
+        kinds = {"anew": Rewrapped, "group": Averaging, "parts": Divided}
+        kind, divided = kinds.get(wrap, Naive), {"micro_batch_size": 2} if wrap == "parts" else {}
         self.strategy = make_strategy(
             model,
             [*others, *made, watch],
@@ -108,6 +138,7 @@ class Run:
             strategy=kind,
             batch_size=WHOLE_BATCH // n_processes(),
             train_epochs=epochs,
+            **divided,
         )
         stream = stream()
         for index, experience in enumerate(getattr(stream, "train_stream", stream)):
@@ -208,6 +239,8 @@ EQUAL = {
         optimizer=momentum,
         wrap="group",
     ),
+    "mgem, in parts": lambda: Run(mgem(memory_groups=3), model=branches, wrap="parts"),
+    "migu, in parts": lambda: Run(migu(), wrap="parts"),
     "migu": lambda: Run(migu(), optimizer=momentum),
     "migu, update": lambda: Run(migu(freeze="update", target_modules=["0"]), optimizer=adamw),
     "migu, by gradient": lambda: Run(migu(score="gradient")),

@@ -41,8 +41,12 @@ def test_equal_training_is_equal_however_it_is_written():
 
 
 def test_a_device_may_be_a_number():
+    try:
+        first = torch.device(0)
+    except RuntimeError:
+        pytest.skip("in this torch a number is a device only where there is an accelerator")
     given = Training(device=0).device
-    assert given == str(torch.device(0)) == Training(device=given).device
+    assert given == str(first) == Training(device=given).device
 
 
 def test_the_key_changes_with_whatever_decides_the_result():

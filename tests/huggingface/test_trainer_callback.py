@@ -18,7 +18,7 @@ from avalanche_mgem import huggingface
 from avalanche_mgem.huggingface import MIGUCallback
 from avalanche_mgem.restriction.rows import n_masked
 
-# Until torch 2.6 and transformers 4.51 the Trainer itself calls what torch 2.5 warns of.
+# The Trainer of transformers 4.47 itself calls what torch 2.5 warns of.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning"),
     pytest.mark.filterwarnings("ignore:`torch.cpu.amp.autocast:FutureWarning"),

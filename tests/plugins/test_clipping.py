@@ -1,7 +1,9 @@
 """What the optimiser sees is the restricted gradient, made no longer than max_norm."""
 
+import gc
 import math
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -159,6 +161,7 @@ def test_a_norm_that_is_not_finite_is_an_error_before_the_step():
     with pytest.raises(FloatingPointError, match="norm is inf, in experience 0, iteration 0"):
         strategy.train(domain_stream(1).train_stream[0])
     assert torch.equal(parameter_vector(strategy.model), start)
+    assert not _global_optimizer_pre_hooks  # nor where nobody trains it any more
     strategy.plugins.pop(1)
     strategy.train(domain_stream(1).train_stream[0])
     assert not _global_optimizer_pre_hooks
@@ -169,6 +172,31 @@ def test_a_norm_that_is_not_finite_may_pass_if_asked_for():
     strategy = make_strategy(model(), [clip, Call(before_update=spoil)])
     strategy.train(domain_stream(1).train_stream[0])
     assert math.isnan(clip.last_norm)
+
+
+def test_a_hook_that_an_error_has_left_keeps_nothing_alive():
+    strategy = make_strategy(model(), [ClipGradientPlugin(1.0), Call(before_update=stop)])
+    with pytest.raises(KeyboardInterrupt):
+        strategy.train(domain_stream(1).train_stream[0])
+    alive, clip = weakref.ref(strategy.model), strategy.plugins[0]
+    del strategy
+    gc.collect()
+    assert alive() is None
+    clip.release_hooks()
+    assert not _global_optimizer_pre_hooks
+
+
+def stop(strategy):
+    raise KeyboardInterrupt
+
+
+def test_a_step_that_is_left_out_has_no_norm():
+    clip, norms = ClipGradientPlugin(MAX_NORM), []
+    poison = Call(before_backward=lambda s: setattr(s, "loss", s.loss * math.nan))
+    look = Call(after_training_iteration=lambda s: norms.append(clip.last_norm))
+    plugins = [poison, MIGUPlugin(on_nonfinite="skip"), clip, look]
+    make_strategy(model(), plugins).train(domain_stream(1).train_stream[0])
+    assert norms == [None] * 3
 
 
 def test_other_optimisers_are_left_alone():

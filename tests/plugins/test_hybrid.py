@@ -264,6 +264,20 @@ def test_a_model_that_is_replaced_within_a_strategy_is_no_new_beginning():
     assert plugin.last_decision.trained == ()
 
 
+def test_an_epoch_that_an_error_ends_before_it_begins_leaves_no_plugin():
+    def stop(strategy):
+        raise KeyboardInterrupt
+
+    plugins = [HybridMagnitudePlugin("frozen"), Call(before_training_epoch=stop)]
+    strategy = make_strategy(deep(), plugins)
+    with pytest.raises(KeyboardInterrupt):
+        strategy.train(domain_stream().train_stream[0])
+    strategy.plugins.remove(plugins[1])
+    expected = [*strategy.plugins[:-1]]
+    strategy.train(domain_stream().train_stream[0])
+    assert strategy.plugins == expected
+
+
 def test_modules_are_the_plugins_own():
     given = {"top": ["6"], "bottom": ["0", "3"]}
     plugin = HybridMagnitudePlugin("frozen", modules=given)

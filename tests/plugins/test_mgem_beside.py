@@ -10,6 +10,8 @@ import torch
 from avalanche.benchmarks.scenarios.online import split_online_stream
 from avalanche.training.plugins import EWCPlugin, LwFPlugin, ReplayPlugin
 from tiny import (
+    N_CLASSES,
+    N_FEATURES,
     SETTINGS,
     Call,
     class_stream,
@@ -20,6 +22,7 @@ from tiny import (
     train,
 )
 from torch import nn
+from torch.nn import functional
 from torch.optim import SGD, Adam
 from torch.utils.checkpoint import checkpoint
 
@@ -86,6 +89,29 @@ def test_the_global_random_state_is_that_of_naive(setting):
     for torch_state, numpy_state in states[1:]:
         assert torch.equal(torch_state, states[0][0])
         assert np.array_equal(numpy_state, states[0][1])
+
+
+class DropoutInTheCall(nn.Module):
+    """Drops out without a module that says so."""
+
+    def forward(self, x):
+        return functional.dropout(x, 0.3, self.training)
+
+
+@pytest.mark.parametrize("memory_passes", ["auto", "loop"])
+def test_a_pickle_goes_on_where_nobody_sees_the_dropout(memory_passes):
+    stream = SETTINGS["dropout"][1]().train_stream
+    ends = []
+    for through in (lambda s: s, lambda s: pickle.loads(pickle.dumps(s))):
+        torch.manual_seed(0)
+        layers = [nn.Linear(N_FEATURES, 8), DropoutInTheCall(), nn.ReLU(), nn.Linear(8, N_CLASSES)]
+        plugin = MGEMPlugin(12, memory_groups=3, memory_passes=memory_passes, seed=0)
+        first = make_strategy(nn.Sequential(*layers), [plugin])
+        train(first, stream[:2])
+        model, plugin = through((first.model, plugin))
+        torch.manual_seed(1)
+        ends.append(train(make_strategy(model, [plugin]), stream, first=2).model)
+    assert torch.equal(*map(parameter_vector, ends))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -119,6 +119,40 @@ def test_a_skipped_step_changes_nothing_by_a_bit_and_is_counted(name, kind):
     assert plugin.skipped_steps == 1
 
 
+class RunningMean(nn.Module):
+    """Keeps a mean in a buffer of its own, which it makes anew each time."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("center", torch.zeros(N_FEATURES))
+
+    def forward(self, x):
+        if self.training:
+            self.center = 0.9 * self.center + 0.1 * x.detach().mean(dim=0)
+        return x - self.center
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_buffers_of_any_kind_are_put_back(name):
+    plugin = PLUGINS[name]("skip")
+    model = nn.Sequential(RunningMean(), nn.Linear(N_FEATURES, 8), nn.ReLU(), nn.Linear(8, 6))
+    strategy = make_strategy(model, [Poison("batch", at=(1,)), plugin])
+    strategy.train(domain_stream(1).train_stream[0])
+    assert plugin.skipped_steps == 1
+    assert model[0].center.isfinite().all()
+    assert model[0].center.any()
+
+
+@pytest.mark.parametrize("how", ["raise", "skip"])
+@pytest.mark.parametrize("name", PLUGINS)
+def test_where_a_weight_itself_is_not_finite_nothing_is_skipped(name, how):
+    strategy = make_strategy(make_model("batch norm"), [PLUGINS[name](how)])
+    with torch.no_grad():
+        strategy.model[3].bias[1] = NAN
+    with pytest.raises(FloatingPointError, match="NaN" if how == "raise" else r"'3\.bias' itself"):
+        strategy.train(domain_stream(1).train_stream[0])
+
+
 @pytest.mark.parametrize("kind", ["loss", "inf"])
 @pytest.mark.parametrize("name", PLUGINS)
 def test_the_error_says_what_and_where_and_nothing_has_moved(name, kind):
@@ -406,6 +440,15 @@ def test_finite_numbers_are_told_from_others(kind):
             if tensors[index].is_sparse:
                 bad = sparse([0, 1, 2, 3], bad)
             assert not all_finite([*tensors[:index], bad, *tensors[index + 1 :]])
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning")
+@pytest.mark.parametrize(
+    "kind", [torch.Tensor.to_sparse_csr, lambda value: value.to(torch.float8_e5m2)]
+)
+def test_so_they_are_in_rare_tensors(kind):
+    assert all_finite([kind(torch.eye(2))])
+    assert not all_finite([kind(torch.tensor([[1.0, INF], [0.0, 1.0]]))])
 
 
 @pytest.mark.parametrize("make", [SGD, Adam])

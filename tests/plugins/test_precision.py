@@ -1,6 +1,7 @@
 """Half precision: the same as torch's own recipe, and plugins compare gradients without a scale."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -106,7 +107,6 @@ def test_it_trains_near_to_single_precision(plugins, precision):
     single, mixed = (parameter_vector(end.model) for end in ends)
     assert mixed.dtype == torch.float32
     assert 0.0 < relative_distance(mixed, single) < 0.1
-    assert ends[1].handles_nonfinite == (precision == "fp16")
 
 
 @each_precision
@@ -256,6 +256,22 @@ def test_steps_that_overflow_are_left_out_and_training_goes_on(plugins, optimize
     assert all(moved[strategy.skipped_steps :])  # one after the other, at the start
     for state in strategy.optimizer.state.values():
         assert all(bool(v.isfinite().all()) for v in state.values() if isinstance(v, torch.Tensor))
+
+
+@each_precision
+@pytest.mark.parametrize("plugins", [name for name in PLUGINS if name != "plain"])
+def test_what_a_plugin_spoils_is_no_overflow(plugins, precision):
+    def spoil(strategy):
+        assert not strategy.handles_nonfinite
+        next(strategy.model.parameters()).grad[0, 0] = math.nan
+
+    made = PLUGINS[plugins]()
+    strategy = make_strategy(
+        make_model(), [Call(after_backward=spoil), *made], strategy=half(precision, init_scale=1.0)
+    )
+    with pytest.raises(FloatingPointError, match="holds NaN or Inf"):
+        strategy.train(domain_stream(1).train_stream[0])
+    assert parameter_vector(strategy.model).isfinite().all()
 
 
 @pytest.mark.parametrize("recompute", [True, False])
