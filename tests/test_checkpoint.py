@@ -1,5 +1,6 @@
 """Checkpoints: what is continued equals what was never stopped, and nothing is ever half there."""
 
+import errno
 import io
 import os
 import pickle
@@ -13,6 +14,8 @@ import checkpoint_runs
 import numpy as np
 import pytest
 import torch
+from avalanche.benchmarks import benchmark_from_datasets
+from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.logging import CSVLogger, InteractiveLogger, TensorboardLogger, TextLogger
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.supervised import AGEM, Naive, Replay
@@ -21,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import Call, class_stream, domain_stream, make_model, make_strategy, parameter_vector
 from torch import nn
+from torch.utils.data import Dataset
 
 from avalanche_mgem import HybridMagnitudePlugin, MGEMPlugin, MIGUPlugin
 from avalanche_mgem.checkpoint import (
@@ -31,10 +35,12 @@ from avalanche_mgem.checkpoint import (
 )
 from avalanche_mgem.checkpoint.identity import device_map
 from avalanche_mgem.checkpoint.pickling import Surroundings, dump, load
+from avalanche_mgem.checkpoint.places import find_places
 from avalanche_mgem.checkpoint.random_states import restore_random_states
-from avalanche_mgem.checkpoint.samples import Samples
+from avalanche_mgem.checkpoint.samples import Samples, fingerprint_of
 from avalanche_mgem.evaluation import AccuracyMatrix, ScalarCSVLogger
 from avalanche_mgem.experiment import METHODS
+from avalanche_mgem.experiment.run import quiet_avalanche
 from avalanche_mgem.model.randomness import fingerprint
 
 CPU = torch.device("cpu")
@@ -301,6 +307,72 @@ def test_samples_that_are_not_the_same_are_refused(tmp_path):
     assert torch.equal(parameter_vector(again.strategy.model), state)
 
 
+class Augmented(Dataset):
+    """Draws from a generator of its own for each sample, and keeps what it has read."""
+
+    def __init__(self, seed):
+        self.x = torch.randn(16, 6, generator=torch.Generator().manual_seed(seed))
+        self.targets = [index % 6 for index in range(16)]
+        self.numbers, self.read = np.random.default_rng(0), {}
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        self.read[index] = self.x[index]
+        return self.x[index] + float(self.numbers.normal()), self.targets[index]
+
+
+def test_data_sets_that_draw_for_themselves_are_not_read(tmp_path):
+    def benchmark(seed):
+        train = [as_classification_dataset(Augmented(seed + index)) for index in range(2)]
+        return benchmark_from_datasets(train=train, test=train[:1])
+
+    def strategy():
+        torch.manual_seed(5)
+        return make(strategy=Replay, mem_size=8)
+
+    def run(save):
+        made, data = strategy(), benchmark(0)
+        with quiet_avalanche():
+            for experience in data.train_stream:
+                made.train(experience)
+                if save:
+                    save_checkpoint(made, tmp_path / "run", benchmark=data)
+        return parameter_vector(made.model)
+
+    assert torch.equal(run(save=True), run(save=False))
+    assert load_checkpoint(strategy(), tmp_path / "run", benchmark=benchmark(0))[1] == 2
+    with pytest.raises(CheckpointError, match="benchmark: its samples are not those"):
+        load_checkpoint(strategy(), tmp_path / "run", benchmark=benchmark(3))
+
+
+class Mirror(Dataset):
+    """Holds itself, and no samples."""
+
+    def __init__(self, data):
+        self.dataset, self.data = self, data
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (["/here/a.png", "b"], ["/there/a.png", "b"], True),
+        (["/here/a.png"], ["/here/b.png"], False),
+        (list(range(5000)), list(range(5001)), False),
+        ({"a": torch.zeros(2, 0)}, {"a": torch.zeros(3, 0)}, False),
+        (torch.tensor(1), torch.tensor(2), False),
+        (np.array([[object(), 1]]), np.array([[object(), 1]]), True),
+        (np.zeros((9, 9), ">f4"), np.ones((9, 9), ">f4"), False),
+        (torch.ones(9, 9).to_sparse(), torch.zeros(9, 9).to_sparse(), True),
+        (torch.ones(1 << 20).bfloat16(), torch.ones(1 << 20).bfloat16(), True),
+    ],
+    ids=["folders", "names", "length", "empty", "number", "objects", "values", "sparse", "large"],
+)
+def test_data_sets_are_told_apart_by_what_they_hold(one, other, same):
+    assert (fingerprint_of(Mirror(one)) == fingerprint_of(Mirror(other))) is same
+
+
 # What is refused
 
 
@@ -376,6 +448,12 @@ def test_a_folder_is_no_checkpoint(tmp_path):
         save_checkpoint(make(), tmp_path / "not" / "there")
 
 
+def test_a_slip_in_the_folder_does_not_begin_anew(tmp_path):
+    for missing_ok in (True, False):
+        with pytest.raises(FileNotFoundError, match=r"path: there is no folder .*wrong for run"):
+            load_checkpoint(make(), tmp_path / "wrong" / "run", missing_ok=missing_ok)
+
+
 class OtherMIGU(MIGUPlugin):
     """Another plugin."""
 
@@ -414,6 +492,68 @@ def test_what_has_changed_since_is_told(saved, tmp_path, monkeypatch):
         load_checkpoint(make(MIGUPlugin()), path)
 
 
+def test_other_arguments_of_plugins_are_told(tmp_path):
+    path = tmp_path / "run"
+    strategy = trained(MGEMPlugin(6, 0.5), MIGUPlugin(0.3), Holder((1, 2)), n=2)
+    save_checkpoint(strategy, path)
+    for same in (strategy, make(MGEMPlugin(6, 0.5), MIGUPlugin(0.3), Holder((1, 2)))):
+        load_checkpoint(same, path)  # counters and seeds of one that has trained are no arguments
+    other = MGEMPlugin(12, 0.9, restrict="update", memory_groups=2), MIGUPlugin(0.9, score="weight")
+    with pytest.warns(UserWarning, match="the checkpoint's settings hold") as told:
+        load_checkpoint(make(*other, Holder((1, 3))), path)
+    assert set(str(told[-1].message).split("strategy's: ")[1].split(", plug")) == {
+        "plugins[0].restrict 'gradient' -> 'update'",
+        "ins[0].patterns_per_experience 6 -> 12",
+        "ins[0].memory.groups 1 -> 2",
+        "ins[0].memory_strength.value 0.5 -> 0.9",
+        "ins[1].mask_fraction 0.3 -> 0.9",
+        "ins[1].score 'output' -> 'weight'",
+        "ins[2].held (1, 2) -> (1, 3)",
+    }
+
+
+class Passing(SupervisedPlugin):
+    """Stands among the plugins for a moment."""
+
+    transient = True
+
+
+def test_a_plugin_of_a_moment_is_no_part_of_a_run(tmp_path):
+    strategy = trained()
+    strategy.plugins.append(Passing())
+    plugins = list(strategy.plugins)
+    save_checkpoint(strategy, tmp_path / "run")
+    assert strategy.plugins == plugins
+    for other in (strategy, make()):
+        load_checkpoint(other, tmp_path / "run")
+        assert [type(p) for p in other.plugins] == [type(p) for p in plugins[:-1]]
+
+
+class Hooked(SupervisedPlugin):
+    """Holds a hook that an error has left, and does not save it."""
+
+    def __init__(self):
+        super().__init__()
+        self.hook = None
+
+    def __getstate__(self):
+        return {**vars(self), "hook": None}
+
+    def release_hooks(self):
+        if self.hook is not None:
+            self.hook.remove()
+
+
+def test_hooks_that_an_error_has_left_are_taken_off(tmp_path):
+    plugin = Hooked()
+    strategy = make(plugin)
+    save_checkpoint(strategy, tmp_path / "run")
+    plugin.hook = strategy.optimizer.register_step_pre_hook(print)
+    others = plugin.hook.hooks_dict_ref()
+    load_checkpoint(strategy, tmp_path / "run")
+    assert not others
+
+
 class Holder(SupervisedPlugin):
     """Holds what cannot be pickled."""
 
@@ -436,6 +576,21 @@ def test_what_cannot_be_pickled_is_named(tmp_path):
         save_checkpoint(make(Holder(begun())), path)
     assert path.read_bytes() == good
     assert [each.name for each in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("space", [100, 1000, 4000])
+def test_a_full_disk_is_told_as_that(space):
+    class Full(io.BytesIO):
+        def write(self, data):
+            if self.tell() + memoryview(data).nbytes > space:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    strategy = make()
+    surroundings = Surroundings(find_places(strategy), (), Samples(None))
+    with pytest.raises(OSError, match="No space left") as found:
+        frame.write_frame(Full(), {}, lambda sink: dump(strategy, sink, surroundings))
+    assert found.value.errno == errno.ENOSPC
 
 
 def test_a_started_agem_is_named_and_one_between_experiences_is_not(tmp_path):
@@ -515,6 +670,32 @@ def test_the_one_before_is_kept_and_taken_when_the_newest_is_damaged(tmp_path):
         load_checkpoint(make(), path)
 
 
+def test_the_one_before_is_taken_when_the_newest_cannot_be_read(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    for n in (1, 2):
+        save_checkpoint(trained(n=n), path)
+    read = frame._read_start
+
+    def fail(at, file):
+        if at in broken:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(at, file)
+
+    monkeypatch.setattr(frame, "_read_start", fail)
+    broken = {path}
+    with pytest.warns(UserWarning, match=r"Input/output error; .*: .*run\.previous"):
+        strategy, start = load_checkpoint(make(), path)
+    assert start == 1
+    with pytest.warns(UserWarning, match=r"now at .*run\.damaged"):
+        save_checkpoint(strategy, path)
+    broken.add(tmp_path / "run.previous")
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint: .*Input/output error"):
+        load_checkpoint(make(), path)
+    (tmp_path / "run.previous").unlink()
+    with pytest.raises(OSError, match="Input/output error"):
+        load_checkpoint(make(), path)
+
+
 def test_without_links_the_one_before_is_kept_too(tmp_path, monkeypatch):
     def refuse(*arguments, **options):
         raise OSError("no links on this file system")
@@ -527,10 +708,12 @@ def test_without_links_the_one_before_is_kept_too(tmp_path, monkeypatch):
 
 
 def test_what_killed_processes_left_is_removed(tmp_path):
-    left, other = tmp_path / f".run.{'0' * 32}.tmp", tmp_path / ".another.0.tmp"
-    left.touch(), other.touch()
+    code = "0" * 32
+    others = [f".another.{code}.tmp", f".run.ckpt.{code}.tmp"]  # may be being written
+    for name in (f".run.{code}.tmp", *others):
+        (tmp_path / name).touch()
     save_checkpoint(make(), tmp_path / "run")
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".another.0.tmp", "run"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*others, "run"]
 
 
 def test_the_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):

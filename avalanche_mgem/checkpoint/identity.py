@@ -6,6 +6,7 @@ import inspect
 import platform
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -16,6 +17,7 @@ from avalanche_mgem.checkpoint.places import class_name, lasting_plugins
 
 _PACKAGES = ("torch", "avalanche-lib", "avalanche-mgem", "numpy")
 _NUMBERS = ("train_mb_size", "train_epochs", "eval_mb_size")
+_OURS = f"{__name__.partition('.')[0]}."
 _NEEDED = ("model", "optimizer", "_criterion", "plugins", "evaluator", "clock", "device")
 
 
@@ -94,27 +96,40 @@ def device_map(path: Any, saved: str, device: torch.device) -> Callable[[str], s
     return now
 
 
-def _arguments(plugin: Any) -> dict[str, str]:
+def _arguments(part: Any, *, deep: bool = True) -> dict[str, str]:
     """The plain values that a plugin was made with, as far as it keeps them under their names.
 
-    Others of its attributes may change in training, as counters do.
+    Others of its attributes may change in training, as counters do. deep: in the parts of our
+    plugins, too, which keep some for them.
     """
-    names: dict[str, None] = {}
-    for each in type(plugin).__mro__:
-        if inspect.isfunction(made := vars(each).get("__init__")):
-            named = inspect.signature(made).parameters.values()
-            names |= {
-                p.name: None for p in named if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-            }
+    names = _parameters(type(part))
     found = {}
     for name in names:
         try:
-            value = getattr(plugin, name)
+            value = getattr(part, name)
         except Exception:  # not kept, or a property that cannot say yet
             continue
-        if not name.startswith("_") and _is_plain(value):
+        if _is_plain(value):
             found[name] = repr(value)
+    for name, inner in getattr(part, "__dict__", {}).items() if deep else ():
+        record = is_dataclass(inner) or isinstance(inner, tuple)  # of what has happened, mostly
+        if type(inner).__module__.startswith(_OURS) and (name in names or not record):
+            for each, shown in _arguments(inner, deep=False).items():
+                if each not in names:
+                    found[f"{name.lstrip('_')}.{each}"] = shown
+                else:
+                    found.setdefault(each, shown)
     return found
+
+
+def _parameters(made: type) -> list[str]:
+    """The names that the constructors of a class and of those that it is made from take."""
+    names: dict[str, None] = {}
+    for each in made.__mro__:
+        if inspect.isfunction(function := vars(each).get("__init__")):
+            names |= dict.fromkeys(list(inspect.signature(function).parameters)[1:])
+    # Who gives no seed has a new one each time, and draws go on from the checkpoint's in any case.
+    return [name for name in names if not name.startswith("_") and name != "seed"]
 
 
 def _is_plain(value: Any) -> bool:
@@ -128,9 +143,9 @@ def _warn_of(
 ) -> None:
     saved, now = told[part], here[part]
     changes = [
-        f"{name} {saved.get(name)} -> {now.get(name)}"
-        for name in dict.fromkeys([*saved, *now])
-        if saved.get(name) != now.get(name)
+        f"{name} {saved[name]} -> {value}"
+        for name, value in now.items()
+        if name in saved and saved[name] != value
     ]
     if changes:
         warnings.warn(f"{path}: {what}: {', '.join(changes)}", stacklevel=4)

@@ -15,9 +15,8 @@ from avalanche_mgem.checkpoint.places import class_name
 
 _SMALL = 1024  # bytes; what is smaller is written
 _OURS = f"{__name__.partition('.')[0]}."
-_NAMES = frozenset(
-    "data datasets dataset images indices inputs labels samples targets tensors x y".split()
-)
+_VALUES = frozenset({"data", "dataset", "datasets", "images", "inputs", "samples", "tensors", "x"})
+_NAMES = _VALUES | {"indices", "labels", "targets", "y"}
 _MOST = 1000  # of the items of a list
 _BUDGET = 1 << 20  # bytes of an attribute of a data set
 
