@@ -14,6 +14,7 @@ from avalanche_mgem.model.distributed import add_up, n_processes, unwrapped
 
 OnNonFinite = Literal["raise", "skip"]
 
+
 class StepGuard:
     """Sees to it that a step is taken only where loss and gradients are finite.
 
