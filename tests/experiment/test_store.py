@@ -57,7 +57,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 
 
 def test_what_a_killed_process_left_of_the_mark_is_no_obstacle(tmp_path):
-    (tmp_path / ".avalanche-mgem.json.0123.tmp").write_text("")
+    (tmp_path / f".avalanche-mgem.json.{'0123456789abcdef' * 2}.tmp").write_text("")
     assert made(tmp_path).load("key") is None
 
 
