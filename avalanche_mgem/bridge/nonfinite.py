@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_mgem.arguments import one_of
-from avalanche_mgem.model.distributed import add_up, n_processes, unwrapped
+from avalanche_mgem.model.distributed import add_up, n_processes, require_in_step, unwrapped
+from avalanche_mgem.model.freezing import SavedBuffers
 
 OnNonFinite = Literal["raise", "skip"]
 
@@ -67,8 +68,12 @@ class StepGuard:
         return self._skips
 
     def start(self) -> None:
-        """Forget a step that an error has ended."""
-        self._buffers: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+        """Begin an experience; forget a step that an error has ended."""
+        self._in_step = False  # whether the processes are known to be
+        self._reset()
+
+    def _reset(self) -> None:
+        self._buffers: SavedBuffers | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -80,15 +85,11 @@ class StepGuard:
         """Begin a step, unless one has begun that is not over."""
         if self._is_open:
             return
-        self.start()
+        self._reset()
         self._is_open = True
         # The first plugin's guard does it for all: no forward pass of a later one has moved them.
         if self.on_nonfinite == "skip" and _guards(strategy, self)[0] is self:
-            self._buffers = [
-                (module, name, buffer, buffer.clone())
-                for module in strategy.model.modules()
-                for name, buffer in module.named_buffers(recurse=False)
-            ]
+            self._buffers = SavedBuffers(strategy.model)
 
     def add_loss(self, strategy: Any) -> None:
         """Note the loss of a minibatch; it is looked at before the step."""
@@ -100,9 +101,14 @@ class StepGuard:
         """Return whether the step may be taken.
 
         Raises:
+            RuntimeError: the first time in an experience, parameters or gradients that are not the
+                same in all processes.
             FloatingPointError: it may not, and on_nonfinite="raise"; the experience, the iteration
                 and the parameter are named.
         """
+        if not self._in_step:
+            require_in_step(strategy.model)
+            self._in_step = True
         if not self._skips:
             gradients = [] if _left_to_others(strategy) else _gradients(strategy)
             if _on_all_ranks(all_finite([*self._losses, *gradients]), strategy):
@@ -149,13 +155,8 @@ class StepGuard:
         for guard in guards:
             guard.skipped_steps += 1
             guard._skips = guard._is_open
-            guard._put_buffers_back()
-
-    @torch.no_grad()
-    def _put_buffers_back(self) -> None:
-        for module, name, buffer, value in self._buffers:
-            buffer.copy_(value)
-            module._buffers[name] = buffer
+            if guard._buffers is not None:
+                guard._buffers.restore()
 
     def _drop_gradients(self, strategy: Any) -> None:
         # No optimiser touches what has no gradient, nor its state, weight decay included.

@@ -100,21 +100,32 @@ class Freezer:
         self.thaw(nn.Module() if frozen is None else frozen)
 
 
+class SavedBuffers:
+    """Copies of all buffers of a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._saved = [
+            (module, name, buffer, buffer.clone())
+            for module in model.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put all buffers back, also those that were replaced."""
+        for module, name, buffer, value in self._saved:
+            buffer.copy_(value)
+            module._buffers[name] = buffer
+
+
 @contextmanager
 def restored_buffers(model: nn.Module) -> Iterator[None]:
     """Put all buffers back on the way out, also those that were replaced."""
-    saved = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
+    saved = SavedBuffers(model)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for module, name, buffer, value in saved:
-                buffer.copy_(value)
-                module._buffers[name] = buffer
+        saved.restore()
 
 
 def moving_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -27,7 +27,6 @@ from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.model.blocks import Blocks, Modules, check_modules, find_blocks
 from avalanche_mgem.model.distributed import (
     first_of_all,
-    require_in_step,
     require_whole_parameters,
     unwrapped,
 )
@@ -176,7 +175,6 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
         self._boundary = Boundary(known=True, starts=True, ends=True)
         self._is_new = False  # whether the experience has not begun to train
         self._waits = False  # with the freezing, for an epoch to begin
-        self._in_step = False  # whether the processes are known to be
         self._begin()
 
     def _begin(self) -> None:
@@ -216,7 +214,6 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
         if self.mode != "initialized":
             require_unused(strategy.model)
         self._is_new, self._waits = True, False
-        self._in_step = False
         self._guard.start()
         self._boundary = task_boundary(strategy.experience)
         if not self._boundary.known and self.decide_every is None and self.mode != "initialized":
@@ -252,9 +249,6 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
 
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
         """Skip a step that is not finite."""
-        if not self._in_step:
-            require_in_step(strategy.model)
-            self._in_step = True
         self._guard.allows(strategy)
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:

@@ -31,7 +31,6 @@ from avalanche_mgem.bridge.size import check_size, rows_of_stream
 from avalanche_mgem.bridge.still import HoldsStill, Still, held_still
 from avalanche_mgem.model.distributed import (
     first_vector,
-    require_in_step,
     require_whole_parameters,
     unwrapped,
 )
@@ -239,7 +238,6 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
         self._strengths = torch.empty(0)  # one a memory row; empty: nothing to restrict with
         self._experience = -1
         self._boundaries_known = True
-        self._in_step = False  # whether the processes are known to be
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse an experience without samples."""
@@ -248,7 +246,6 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Check partition and size; open the memory of a task that starts."""
         require_whole_parameters(strategy.model, "MGEMPlugin")
-        self._in_step = False
         self.memory.agree()
         boundary = task_boundary(strategy.experience)
         self._boundaries_known = boundary.known
@@ -285,9 +282,6 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Project the gradient (restrict="gradient")."""
         self._guard.add_loss(strategy)
-        if not self._in_step:
-            require_in_step(strategy.model)
-            self._in_step = True
         if self.restrict == "update" or not len(self._strengths):
             return
         # What is not finite may lie where the projection does not look.

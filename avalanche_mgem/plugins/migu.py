@@ -12,7 +12,6 @@ from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard
 from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.bridge.still import Still
 from avalanche_mgem.model.distributed import (
-    require_in_step,
     require_whole_parameters,
     unwrapped,
 )
@@ -121,7 +120,6 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):  # type: ignore[misc
         self._unfinished: int | None = None  # the experience that has begun and not ended
         self._steps = 0
         self._boundaries_known = True
-        self._in_step = False  # whether the processes are known to be
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse an experience without samples."""
@@ -130,7 +128,6 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):  # type: ignore[misc
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Find the layers; count the task that starts."""
         require_whole_parameters(strategy.model, "MIGUPlugin")
-        self._in_step = False
         self._gate.find(unwrapped(strategy.model))
         boundary = task_boundary(strategy.experience)
         self._boundaries_known = boundary.known
@@ -158,9 +155,6 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):  # type: ignore[misc
 
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
         """Mask the gradients, and hold the rows through the step (freeze="update")."""
-        if not self._in_step:
-            require_in_step(strategy.model)
-            self._in_step = True
         if not self._guard.allows(strategy):
             return
         if not self._is_active():
