@@ -158,9 +158,9 @@ def compare(
             methods_table,
         )
         from avalanche_mgem.experiment import compare as run_comparison
-        from avalanche_mgem.experiment.registry import parse_settings
         from avalanche_mgem.experiment.setup import Options
         from avalanche_mgem.experiment.workers import available_cores
+        from avalanche_mgem.methods.registry import parse_settings
 
         own = {} if methods_file is None else {m.name: m for m in load_methods(methods_file)}
         if list_methods:
@@ -234,10 +234,10 @@ def report(
 ) -> None:
     """Make tables and plots again from the finished runs of one or several comparisons."""
     with _errors_told():
-        from avalanche_mgem.experiment.folders import load_results
-        from avalanche_mgem.experiment.report import results_table
-        from avalanche_mgem.experiment.report_folder import write_report
-        from avalanche_mgem.experiment.summary import by_stream
+        from avalanche_mgem.experiment import load_results
+        from avalanche_mgem.report.folder import write_report
+        from avalanche_mgem.report.markdown import results_table
+        from avalanche_mgem.results.summary import by_stream
 
         results = load_results(folders, only_methods=_names(methods), only_streams=_names(streams))
         write_report(results, out, tensorboard=tensorboard)
@@ -269,7 +269,7 @@ def theory(
 ) -> None:
     """Draw what two linear tasks forget as more or less is trained: closed form and simulation."""
     with _errors_told():
-        from avalanche_mgem.experiment.theory_figures import draw_theory
+        from avalanche_mgem.report.figures.theory import draw_theory
 
         files = draw_theory(
             out,

@@ -1,10 +1,12 @@
-"""Writing files so that nothing a user has is ever half lost."""
+"""Writing files so that nothing a user has is ever half lost, and telling files apart."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import uuid
+from functools import lru_cache
 from pathlib import Path
 
 _SUFFIX = ".tmp"
@@ -37,3 +39,18 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def file_digest(path: Path) -> str:
+    """Return a digest of a file's contents; read anew only where it has changed since."""
+    state = path.stat()
+    return _digest_of_version(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=1 << 16)  # of file names, for folders of images
+def _digest_of_version(path: Path, *_version: int) -> str:
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            hasher.update(chunk)
+    return hasher.hexdigest()[:16]

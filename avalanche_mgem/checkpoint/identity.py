@@ -14,6 +14,7 @@ import torch
 
 from avalanche_mgem.checkpoint.errors import CheckpointError
 from avalanche_mgem.checkpoint.places import class_name, lasting_plugins
+from avalanche_mgem.moved import present_name
 
 _PACKAGES = ("torch", "avalanche-lib", "avalanche-mgem", "numpy")
 _NUMBERS = ("train_mb_size", "train_epochs", "eval_mb_size")
@@ -66,7 +67,8 @@ def compare(path: Any, told: Mapping[str, Any], strategy: Any) -> None:
         CheckpointError: it is of another strategy, or of other plugins or metrics.
     """
     here = identity(strategy)
-    for what, saved in told["classes"].items():
+    for what, names in told["classes"].items():
+        saved = present_name(names) if isinstance(names, str) else list(map(present_name, names))
         if saved != here["classes"][what]:
             raise CheckpointError(
                 f"{path} is of another run: its {what}: {_listed(saved)}; the {what} of the "

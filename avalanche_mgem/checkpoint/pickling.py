@@ -26,6 +26,7 @@ from avalanche_mgem.checkpoint.errors import CheckpointError
 from avalanche_mgem.checkpoint.frame import Sink
 from avalanche_mgem.checkpoint.places import class_name, empty, lasting_plugins
 from avalanche_mgem.checkpoint.samples import Samples, fingerprint_of, holds_samples
+from avalanche_mgem.moved import present_module
 
 _PROTOCOL = 4
 Reduce = Callable[[Any], Any]  # as pickle.Pickler.reducer_override
@@ -67,9 +68,17 @@ def load(file: BinaryIO, surroundings: Surroundings) -> Any:
 
     token = _surroundings.set(surroundings)
     try:
-        return torch.load(file, to_device, dill, weights_only=False)
+        reader = SimpleNamespace(__name__=__name__, Unpickler=_Unpickler, load=dill.load)
+        return torch.load(file, to_device, reader, weights_only=False)
     finally:
         _surroundings.reset(token)
+
+
+class _Unpickler(dill.Unpickler):  # type: ignore[misc]  # dill ships no types
+    """Finds classes where they are now, of checkpoints that are older than a move."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return super().find_class(present_module(module), name)
 
 
 def find_samples(benchmark: Any) -> Samples:

@@ -6,10 +6,7 @@ by name, `find_method` combines them ("replay+migu"), and a `Method` of one's ow
 
 from avalanche_mgem.experiment.compare import RunsFailedError, compare
 from avalanche_mgem.experiment.configuration import NamedStream, Training
-from avalanche_mgem.experiment.folders import load_results
-from avalanche_mgem.experiment.method import Memory, Method
-from avalanche_mgem.experiment.methods_file import load_methods
-from avalanche_mgem.experiment.methods_table import methods_table
+from avalanche_mgem.experiment.loading import load_results
 from avalanche_mgem.experiment.models import (
     CNNFactory,
     MLPFactory,
@@ -17,11 +14,14 @@ from avalanche_mgem.experiment.models import (
     load_model_factory,
     make_model_factory,
 )
-from avalanche_mgem.experiment.registry import DEFAULT_METHODS, METHODS, TEXT_METHODS, find_method
-from avalanche_mgem.experiment.report_folder import write_report
-from avalanche_mgem.experiment.result import RunResult
-from avalanche_mgem.experiment.text_models import TextModelFactory
-from avalanche_mgem.experiment.text_stream import TextStream
+from avalanche_mgem.experiment.text.models import TextModelFactory
+from avalanche_mgem.experiment.text.stream import TextStream
+from avalanche_mgem.methods.method import Memory, Method
+from avalanche_mgem.methods.methods_file import load_methods
+from avalanche_mgem.methods.methods_table import methods_table
+from avalanche_mgem.methods.registry import DEFAULT_METHODS, METHODS, TEXT_METHODS, find_method
+from avalanche_mgem.report.folder import write_report
+from avalanche_mgem.results.result import RunResult
 
 __all__ = [
     "DEFAULT_METHODS",

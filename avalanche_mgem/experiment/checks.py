@@ -11,17 +11,17 @@ import torch
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import JointTraining
 
-from avalanche_mgem.experiment.combination import Combination
 from avalanche_mgem.experiment.configuration import RunSpecification
-from avalanche_mgem.experiment.method import Memory, Method
 from avalanche_mgem.experiment.run import SilentLogger, build_strategy, quiet_avalanche
-from avalanche_mgem.experiment.text_checks import (
+from avalanche_mgem.experiment.text.checks import (
     check_forms,
     check_plugins,
     loaded_once,
     missing_packages_told,
 )
 from avalanche_mgem.huggingface.lora import LoRAPlugin
+from avalanche_mgem.methods.combination import Combination
+from avalanche_mgem.methods.method import Memory, Method
 from avalanche_mgem.model.randomness import preserved_random_state
 from avalanche_mgem.plugins import HybridMagnitudePlugin, MGEMPlugin, MIGUPlugin
 

@@ -15,14 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.experiment.checks import check_runs
 from avalanche_mgem.experiment.configuration import NamedStream, RunSpecification, Training
-from avalanche_mgem.experiment.csv_files import write_accuracy_csv, write_csv
-from avalanche_mgem.experiment.method import Method
 from avalanche_mgem.experiment.models import MLPFactory, ModelFactory
-from avalanche_mgem.experiment.plots import plot_accuracy, plot_tradeoff
-from avalanche_mgem.experiment.registry import DEFAULT_METHODS, select_methods
-from avalanche_mgem.experiment.report import results_table
-from avalanche_mgem.experiment.result import RunResult
-from avalanche_mgem.experiment.store import ResultStore
 from avalanche_mgem.experiment.workers import (
     Outcome,
     Report,
@@ -31,6 +24,13 @@ from avalanche_mgem.experiment.workers import (
     run_here,
     run_in_workers,
 )
+from avalanche_mgem.methods.method import Method
+from avalanche_mgem.methods.registry import DEFAULT_METHODS, select_methods
+from avalanche_mgem.report.figures.accuracy import plot_accuracy, plot_tradeoff
+from avalanche_mgem.report.markdown import results_table
+from avalanche_mgem.results.csv import write_accuracy_csv, write_csv
+from avalanche_mgem.results.result import RunResult
+from avalanche_mgem.results.store import ResultStore
 
 DEFAULT_STREAM = NamedStream("permuted-digits", {"n_experiences": 10, "train_per_experience": 750})
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_mgem.arguments import as_text, finite, one_of, positive_int, torch_device
-from avalanche_mgem.experiment.combination import Combination
-from avalanche_mgem.experiment.describe import describe
-from avalanche_mgem.experiment.digests import file_digest
-from avalanche_mgem.experiment.file_names import file_name
-from avalanche_mgem.experiment.method import Method
 from avalanche_mgem.experiment.models import MLPFactory, ModelFactory
-from avalanche_mgem.experiment.text_models import TextModelFactory
-from avalanche_mgem.experiment.text_stream import TextStream
+from avalanche_mgem.experiment.text.models import TextModelFactory
+from avalanche_mgem.experiment.text.stream import TextStream
+from avalanche_mgem.files import file_digest
+from avalanche_mgem.methods.combination import Combination
+from avalanche_mgem.methods.method import Method
+from avalanche_mgem.results.describe import describe
+from avalanche_mgem.results.file_names import file_name
 from avalanche_mgem.streams import (
     folder_digest,
     make_stream,

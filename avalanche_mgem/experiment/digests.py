@@ -6,9 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from avalanche_mgem.streams.digests import file_digest
-
-__all__ = ["answering_model_digest", "file_digest", "model_digest", "tokenizer_digest"]
+from avalanche_mgem.files import file_digest
 
 # What decides a model and a tokenizer of transformers, among what else lies in their folders.
 _MODEL_FILES = ("config.json", "*.safetensors", "pytorch_model*.bin")

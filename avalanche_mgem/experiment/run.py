@@ -29,10 +29,10 @@ from avalanche_mgem.evaluation import (
 )
 from avalanche_mgem.experiment.configuration import RunSpecification, Training
 from avalanche_mgem.experiment.models import bound_to, criterion_of
-from avalanche_mgem.experiment.result import RunResult
 from avalanche_mgem.huggingface.generation import CausalAnswers, TextToText
 from avalanche_mgem.huggingface.orthogonality import OrthogonalityMetric
 from avalanche_mgem.model.randomness import preserved_random_state
+from avalanche_mgem.results.result import RunResult
 from avalanche_mgem.streams.text import LengthBuckets
 
 Progress = Callable[[float], None]  # the share of the run that is done, in [0, 1]

@@ -9,9 +9,9 @@ from typing import Any
 from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.experiment.configuration import NamedStream, Training
 from avalanche_mgem.experiment.models import ModelFactory, make_model_factory
-from avalanche_mgem.experiment.text_models import TextModelFactory
-from avalanche_mgem.experiment.text_setup import TEXT_TRAINING, text_setup
-from avalanche_mgem.experiment.text_stream import TextStream
+from avalanche_mgem.experiment.text.models import TextModelFactory
+from avalanche_mgem.experiment.text.setup import TEXT_TRAINING, text_setup
+from avalanche_mgem.experiment.text.stream import TextStream
 from avalanche_mgem.streams import parse_stream_name
 
 TEXT = "text"

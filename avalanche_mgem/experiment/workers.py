@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from avalanche_mgem.experiment.configuration import RunSpecification
-from avalanche_mgem.experiment.result import RunResult
 from avalanche_mgem.experiment.run import run
-from avalanche_mgem.experiment.store import ResultStore
+from avalanche_mgem.results.result import RunResult
+from avalanche_mgem.results.store import ResultStore
 
 Report = Callable[[str, float], None]  # key of a run and the share of it that is done
 Outcome = tuple[str, RunResult | BaseException]

@@ -32,7 +32,7 @@ from avalanche_mgem.huggingface.strategy import (
     by_position,
     with_dict_batches,
 )
-from avalanche_mgem.streams.text_answers import label_words_of
+from avalanche_mgem.streams.text.answers import label_words_of
 
 if TYPE_CHECKING:
     from avalanche_mgem.huggingface.callback import MIGUCallback

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avalanche_mgem.streams.text_answers import IGNORED, Form, LabelWords, answer_tokens
+from avalanche_mgem.streams.text.answers import IGNORED, Form, LabelWords, answer_tokens
 
 _ANY_TASK = -1
 

@@ -14,7 +14,7 @@ from avalanche_mgem.huggingface.classifier import check_tokenizer
 from avalanche_mgem.huggingface.encoders import taken_names
 from avalanche_mgem.huggingface.generation import model_and_tokenizer
 from avalanche_mgem.huggingface.losses import TokenLogits
-from avalanche_mgem.streams.text_tokens import ATTENTION_MASK, INPUT_IDS
+from avalanche_mgem.streams.text.tokens import ATTENTION_MASK, INPUT_IDS
 
 # BERT's shares (Devlin et al., 2019, section 3.1) of the chosen tokens.
 _AS_MASK, _AS_RANDOM = 0.8, 0.1

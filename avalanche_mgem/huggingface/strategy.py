@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from avalanche_mgem.arguments import instance
 from avalanche_mgem.huggingface.encoders import taken_names
-from avalanche_mgem.streams.text_batches import Features, TextBatch
+from avalanche_mgem.streams.text.batches import Features, TextBatch
 
 _LABELS = ("labels", "label")
 _TASK_LABELS = ("task_labels", "targets_task_labels")

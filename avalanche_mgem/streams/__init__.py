@@ -8,10 +8,6 @@ given to `permuted_stream`, `rotated_stream`, `split_stream` or `correlated_stre
 """
 
 from avalanche_mgem.streams.arrays import NAMED_SOURCES, ArrayData, load_data
-from avalanche_mgem.streams.correlated import correlated_stream
-from avalanche_mgem.streams.corruptions import CORRUPTIONS, corrupted
-from avalanche_mgem.streams.domains import DOMAIN_SETS, domains_stream, load_domains
-from avalanche_mgem.streams.image_folders import folder_digest, load_image_folder
 from avalanche_mgem.streams.naming import (
     STREAM_KINDS,
     make_stream,
@@ -20,7 +16,11 @@ from avalanche_mgem.streams.naming import (
     stream_folder,
 )
 from avalanche_mgem.streams.text import TextTask, text_stream
-from avalanche_mgem.streams.vision import permuted_stream, rotated_stream, split_stream
+from avalanche_mgem.streams.vision.correlated import correlated_stream
+from avalanche_mgem.streams.vision.corruptions import CORRUPTIONS, corrupted
+from avalanche_mgem.streams.vision.domains import DOMAIN_SETS, domains_stream, load_domains
+from avalanche_mgem.streams.vision.image_folders import folder_digest, load_image_folder
+from avalanche_mgem.streams.vision.vision import permuted_stream, rotated_stream, split_stream
 
 __all__ = [
     "CORRUPTIONS",

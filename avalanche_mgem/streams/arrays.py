@@ -12,9 +12,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from avalanche_mgem.arguments import as_path, bounded_int, flag, instance, real_tensor
-from avalanche_mgem.streams.images import resize_images, unit_range
 from avalanche_mgem.streams.npz import read_npz
-from avalanche_mgem.streams.sources import FILE_SOURCES, npz_file, read_named, require
+from avalanche_mgem.streams.vision.images import resize_images, unit_range
+from avalanche_mgem.streams.vision.sources import FILE_SOURCES, npz_file, read_named, require
 
 NAMED_SOURCES = ("digits", *FILE_SOURCES)
 

@@ -15,22 +15,22 @@ from avalanche.benchmarks import CLScenario
 
 from avalanche_mgem.arguments import as_path, instance, suggestion
 from avalanche_mgem.streams.arrays import NAMED_SOURCES, load_data, source_file
-from avalanche_mgem.streams.correlated import correlated_stream
-from avalanche_mgem.streams.corruptions import CORRUPTIONS, corrupted, take_off_corruption
-from avalanche_mgem.streams.domains import (
+from avalanche_mgem.streams.text import text_stream, text_task_files
+from avalanche_mgem.streams.text.tasks import chosen_tasks
+from avalanche_mgem.streams.vision.correlated import correlated_stream
+from avalanche_mgem.streams.vision.corruptions import CORRUPTIONS, corrupted, take_off_corruption
+from avalanche_mgem.streams.vision.domains import (
     DOMAIN_SETS,
     domains_stream,
     load_domains,
     select_domains,
 )
-from avalanche_mgem.streams.image_folders import (
+from avalanche_mgem.streams.vision.image_folders import (
     is_folder_source,
     load_image_folder,
     locate_folder,
 )
-from avalanche_mgem.streams.text import text_stream, text_task_files
-from avalanche_mgem.streams.text_tasks import chosen_tasks
-from avalanche_mgem.streams.vision import permuted_stream, rotated_stream, split_stream
+from avalanche_mgem.streams.vision.vision import permuted_stream, rotated_stream, split_stream
 
 STREAM_KINDS: dict[str, Callable[..., CLScenario]] = {
     "permuted": permuted_stream,

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from streams.text_cases import TextModel, WordTokenizer, make_task
+from text_cases import TextModel, WordTokenizer, make_task
 from tiny import SETTINGS, Heads, class_stream, domain_stream, make_model, make_strategy, train
 from torch import nn
 from torch.optim import AdamW

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from avalanche.training.supervised import JointTraining, Naive
-from cases import growing_model, permuted, specification
+from run_cases import growing_model, permuted, specification
 
 from avalanche_mgem.experiment import METHODS, Method, NamedStream, Training
 from avalanche_mgem.experiment.checks import check_device, check_runs

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.supervised import Naive
-from cases import FAILING, MODEL, TRAINING, growing_model, permuted, split
 from rich.console import Console
+from run_cases import FAILING, MODEL, TRAINING, growing_model, permuted, split
 from torch import nn
 
 from avalanche_mgem.experiment import (

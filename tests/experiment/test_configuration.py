@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from avalanche.training.supervised import Naive
-from cases import permuted, specification, split
+from run_cases import permuted, specification, split
 
 from avalanche_mgem.experiment import METHODS, Method, MLPFactory, NamedStream, Training
-from avalanche_mgem.experiment.describe import describe
 from avalanche_mgem.restriction import LinearSchedule, QuadprogSolver
+from avalanche_mgem.results.describe import describe
 
 
 @pytest.mark.parametrize(

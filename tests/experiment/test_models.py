@@ -17,7 +17,7 @@ from avalanche_mgem.experiment.models import (
     make_model_factory,
 )
 from avalanche_mgem.experiment.networks import HEADS
-from avalanche_mgem.experiment.registry import METHODS
+from avalanche_mgem.methods.registry import METHODS
 from avalanche_mgem.plugins import MGEMPlugin
 from avalanche_mgem.streams import load_data, permuted_stream, split_stream
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from avalanche.models import IncrementalClassifier
 from avalanche.training.determinism.rng_manager import RNGManager
-from cases import MODEL, STREAMS, TRAINING, dropout_model, growing_model, specification, split
+from run_cases import MODEL, STREAMS, TRAINING, dropout_model, growing_model, specification, split
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import parameter_vector, tiny_data
 from torch import nn

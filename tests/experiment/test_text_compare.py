@@ -11,7 +11,7 @@ import pytest
 import torch
 from avalanche.training.supervised import Naive
 from rich.console import Console
-from streams.text_cases import TextHeads, write_task
+from text_cases import TextHeads, write_task
 from text_runs import TASKS, TRAINING, make_tokenizer, stream_and_model, write_all
 
 from avalanche_mgem.experiment import (
@@ -134,7 +134,7 @@ def test_it_leaves_what_a_comparison_leaves_and_continues(folder, tmp_path, monk
 
 def test_a_model_is_loaded_once_to_check_all_methods(folder, monkeypatch):
     loaded = []
-    module = import_module("avalanche_mgem.experiment.text_models")
+    module = import_module("avalanche_mgem.experiment.text.models")
     real = module.text_classifier
     monkeypatch.setattr(
         module, "text_classifier", lambda *a, **k: loaded.append(a) or real(*a, **k)
@@ -285,7 +285,7 @@ def test_a_missing_package_is_told(folder, monkeypatch, package):
     def missing(*_, **__):
         raise ImportError(f"this needs {package}: pip install 'avalanche-mgem[hf]'")
 
-    module = import_module("avalanche_mgem.experiment.text_stream")
+    module = import_module("avalanche_mgem.experiment.text.stream")
     monkeypatch.setattr(
         module, "load_tokenizer" if package == "transformers" else "text_stream", missing
     )

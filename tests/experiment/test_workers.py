@@ -12,16 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import DYING, FAILING, specification
+from run_cases import DYING, FAILING, specification
 
 from avalanche_mgem.experiment import Method, RunResult
-from avalanche_mgem.experiment.store import ResultStore
 from avalanche_mgem.experiment.workers import (
     WorkerDiedError,
     require_picklable,
     run_here,
     run_in_workers,
 )
+from avalanche_mgem.results.store import ResultStore
 
 COMMAND = Path(sys.executable).with_name("avalanche-mgem")
 

@@ -2,7 +2,7 @@
 
 import torch
 from huggingface.answer_cases import N_WORDS, make_llama, make_t5, make_task, make_tokenizer
-from streams.text_cases import write_task
+from text_cases import write_task
 from transformers import BertConfig, BertModel
 
 from avalanche_mgem.experiment import TextModelFactory, TextStream, Training

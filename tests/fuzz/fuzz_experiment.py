@@ -19,8 +19,8 @@ from fuzz_pure import (
 from fuzz_values import Target, kind
 
 import avalanche_mgem.experiment as experiment
-from avalanche_mgem.experiment import plots
-from avalanche_mgem.experiment.store import ResultStore
+from avalanche_mgem.report.figures import accuracy as plots
+from avalanche_mgem.results.store import ResultStore
 
 _TEXT = "'x'|a null|a regex|'3'|'nan'|np.str"
 _NAME = "''|'x'|a regex|'3'|'nan'|np.str"

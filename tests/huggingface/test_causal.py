@@ -20,7 +20,7 @@ from avalanche_mgem.huggingface import CausalAnswers, TokenLoss, causal_answers,
 from avalanche_mgem.huggingface.answers import AnswerScores
 from avalanche_mgem.model.layers import find_gated_layers
 from avalanche_mgem.streams.text import text_stream
-from avalanche_mgem.streams.text_answers import answer_tokens
+from avalanche_mgem.streams.text.answers import answer_tokens
 
 FORM = "causal"
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from avalanche.training import supervised
-from streams.text_cases import VOCABULARY, WordTokenizer, make_task
+from text_cases import VOCABULARY, WordTokenizer, make_task
 from tiny import make_strategy, snapshot, train
 from torch import nn
 

@@ -10,7 +10,7 @@ import transformers
 from avalanche.benchmarks.scenarios.online import split_online_stream
 from avalanche.models import avalanche_forward
 from avalanche.training.plugins import EvaluationPlugin, LwFPlugin, ReplayPlugin
-from streams.text_cases import VOCABULARY, WordTokenizer, make_task
+from text_cases import VOCABULARY, WordTokenizer, make_task
 from tiny import Call, domain_stream, make_strategy, train
 from torch import nn
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from avalanche.training.supervised import Naive
-from streams.text_cases import VOCABULARY, WordTokenizer, make_task
+from text_cases import VOCABULARY, WordTokenizer, make_task
 from tiny import Call, make_strategy, parameter_vector, train
 from torch import nn
 

@@ -17,7 +17,7 @@ from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from avalanche.training.supervised import EWC, LwF, Naive, Replay
 from avalanche.training.templates import SupervisedTemplate
-from streams.text_cases import WordTokenizer, make_task
+from text_cases import WordTokenizer, make_task
 from tiny import make_strategy, parameter_vector, train
 from tokenizers import Tokenizer, models
 from torch import nn
@@ -33,7 +33,7 @@ from avalanche_mgem.huggingface import (
     with_dict_batches,
 )
 from avalanche_mgem.streams.text import TextBatch, text_stream
-from avalanche_mgem.streams.text_batches import PadToLongest
+from avalanche_mgem.streams.text.batches import PadToLongest
 
 CONFIGURATION = transformers.BertConfig(
     vocab_size=50,

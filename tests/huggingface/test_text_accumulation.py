@@ -7,7 +7,7 @@ import torch
 from answer_cases import make_stream, make_t5, make_tokenizer
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Naive, Replay
-from streams.text_cases import WordTokenizer, make_task
+from text_cases import WordTokenizer, make_task
 from tiny import parameter_vector, relative_distance, train
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel

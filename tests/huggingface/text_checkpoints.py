@@ -2,7 +2,7 @@
 
 import transformers
 from checkpoint_runs import Run
-from streams.text_cases import VOCABULARY, WordTokenizer, make_task
+from text_cases import VOCABULARY, WordTokenizer, make_task
 
 from avalanche_mgem.experiment import Training
 from avalanche_mgem.huggingface import text_classifier

@@ -1,0 +1,1 @@
+"""What can be compared: methods by name, their settings, and how they are combined."""

@@ -1,0 +1,1 @@
+"""Figures of finished runs and of the theory, drawn with matplotlib."""

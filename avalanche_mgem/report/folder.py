@@ -1,0 +1,131 @@
+"""A folder with everything that finished runs have to show: tables, pictures, a TensorBoard log."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from avalanche_mgem.arguments import as_path, flag
+from avalanche_mgem.files import is_unfinished, write_atomically
+from avalanche_mgem.report.figures.accuracy import FIGURES
+from avalanche_mgem.report.figures.canvas import pdf, png
+from avalanche_mgem.report.latex import latex_table
+from avalanche_mgem.report.markdown import markdown_table
+from avalanche_mgem.report.tensorboard import event_files, write_hparams, write_images
+from avalanche_mgem.results.csv import write_accuracy_csv, write_csv
+from avalanche_mgem.results.file_names import file_name
+from avalanche_mgem.results.result import RunResult
+from avalanche_mgem.results.summary import by_method, by_stream, require_runs, stream_length
+
+_MARK = "avalanche-mgem-report.json"
+_FORMAT = 1
+_TENSORBOARD = "tensorboard"
+
+
+def write_report(
+    results: Sequence[RunResult], out: str | Path, *, tensorboard: bool = True
+) -> list[Path]:
+    """Write tables and pictures of finished runs into a folder, in one of its own for each stream.
+
+    With one stream, the files lie in out itself: table.md, table.tex, results.csv, accuracy.csv;
+    accuracy, tradeoff, forgetting and heatmaps, each as .png and .pdf. An earlier report is
+    replaced: its files that this one does not have are removed, others' files stay.
+
+    Args:
+        results: runs of one or several streams, told apart by method, stream and seed.
+        out: new, empty or an earlier report.
+        tensorboard: write a TensorBoard log of settings, scores and pictures as well.
+
+    Returns:
+        The files, and the folder of the TensorBoard log.
+
+    Raises:
+        ValueError: out holds something else, or results cannot be compared, see
+            `summary.by_method`; nothing has been written.
+        OSError: out cannot be written.
+    """
+    require_runs(results)
+    out, results = as_path("out", out), list(results)
+    flag("tensorboard", tensorboard)
+    streams = by_stream(results)
+    for runs in streams.values():
+        for method, of_method in by_method(runs).items():
+            stream_length(method, of_method)
+    earlier = _earlier_files(out)
+    folders = {stream: out / file_name(stream) if len(streams) > 1 else out for stream in streams}
+    files = [folder / name for folder in folders.values() for name in _names()]
+    out.mkdir(parents=True, exist_ok=True)
+    # First of all, so that a report that was stopped is known to be one.
+    _write_mark(out, {*earlier, *files})
+    _remove(out, {*earlier, *event_files(out / _TENSORBOARD)} - set(files))
+    for stream, runs in streams.items():
+        figures = _write_stream(runs, folders[stream])
+        if tensorboard:
+            write_images(figures, out / _TENSORBOARD / file_name(stream) / "figures")
+    if tensorboard:
+        write_hparams(results, out / _TENSORBOARD)
+    _write_mark(out, files)
+    return [*files, out / _TENSORBOARD] if tensorboard else files
+
+
+def _names() -> list[str]:
+    pictures = [f"{name}.{ending}" for name in FIGURES for ending in ("png", "pdf")]
+    return ["table.md", "table.tex", "results.csv", "accuracy.csv", *pictures]
+
+
+def _write_stream(runs: Sequence[RunResult], folder: Path) -> dict[str, Figure]:
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / "table.md", markdown_table(runs).encode())
+    write_atomically(folder / "table.tex", latex_table(runs).encode())
+    write_csv(runs, folder / "results.csv")
+    write_accuracy_csv(runs, folder / "accuracy.csv")
+    figures = {name: draw(runs) for name, draw in FIGURES.items()}
+    for name, figure in figures.items():
+        write_atomically(folder / f"{name}.pdf", pdf(figure))
+        write_atomically(folder / f"{name}.png", png(figure))
+    return figures
+
+
+def _earlier_files(out: Path) -> set[Path]:
+    """Return the files of the report that out is; raise ValueError if it is something else."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: {out} is a file; name a folder")
+    mark = out / _MARK
+    if not mark.exists():
+        if out.exists() and any(path for path in out.iterdir() if not is_unfinished(path, _MARK)):
+            raise ValueError(
+                f"out: {out} holds something else than a report; name a new or empty folder"
+            )
+        return set()
+    try:
+        record = json.loads(mark.read_text(encoding="utf-8"))
+        found, names = record["format"], [str(name) for name in record["files"]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"out: {mark} is damaged: {error}") from error
+    if found != _FORMAT:
+        raise ValueError(
+            f"out: {out} is a report in format {found!r}, this version of avalanche-mgem writes "
+            f"format {_FORMAT}; name another folder"
+        )
+    # Whatever the mark says, only a report's own files inside out are ever removed.
+    ours = [out / name for name in names if Path(name).name in _names()]
+    return {path for path in ours if path.resolve().is_relative_to(out.resolve())}
+
+
+def _write_mark(out: Path, files: Iterable[Path]) -> None:
+    names = sorted(path.relative_to(out).as_posix() for path in files)
+    record = {"format": _FORMAT, "files": names}
+    write_atomically(out / _MARK, json.dumps(record, indent=1).encode() + b"\n")
+
+
+def _remove(out: Path, files: Iterable[Path]) -> None:
+    """Remove the files, and the folders below out that this leaves empty."""
+    for file in files:
+        file.unlink(missing_ok=True)
+        for folder in file.parents:
+            if folder == out or not folder.is_dir() or any(folder.iterdir()):
+                break
+            folder.rmdir()

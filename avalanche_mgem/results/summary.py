@@ -1,0 +1,145 @@
+"""Finished runs summed up: by stream, by method, and a row a method with means and intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from avalanche_mgem.arguments import as_list
+from avalanche_mgem.results.result import RunResult
+from avalanche_mgem.results.statistics import mean_interval
+
+HEADINGS = {
+    "acc": "ACC",
+    "bwt": "BWT",
+    "la": "LA",
+    "fwt": "FWT",
+    "forgetting": "Forgetting",
+    "seconds": "Seconds",
+}
+"""The columns of every table, and what stands above them."""
+
+BEST = {"acc": max, "bwt": max, "la": max, "forgetting": min}
+"""Which value of a column is the best, for those that have a best one."""
+
+
+def by_stream(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
+    """Return the runs of each stream, streams and runs in the order of first appearance."""
+    groups: dict[str, list[RunResult]] = {}
+    for result in results:
+        groups.setdefault(result.stream, []).append(result)
+    return groups
+
+
+def by_method(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
+    """Return the runs of each method on one stream, methods in the order of first appearance.
+
+    Raises:
+        ValueError: if results is empty, holds several streams, or holds a method and seed twice: an
+            interval over seeds would take the copies for independent runs.
+    """
+    require_runs(results)
+    streams = list(by_stream(results))
+    if len(streams) > 1:
+        raise ValueError(f"results must be of one stream (see by_stream), got {streams}")
+    groups: dict[str, list[RunResult]] = {}
+    for result in results:
+        runs = groups.setdefault(result.method, [])
+        if any(run.seed == result.seed for run in runs):
+            raise ValueError(
+                f"results holds method={result.method!r}, seed={result.seed} twice; "
+                "give runs with other settings another method name"
+            )
+        runs.append(result)
+    return groups
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's row: number of seeds, and (mean, half-width) by column."""
+
+    method: str
+    seeds: int
+    intervals: Mapping[str, tuple[float, float]]
+
+
+def require_runs(results: Sequence[RunResult]) -> None:
+    """Raise ValueError if there are no runs, or something else."""
+    if not as_list("results", results, RunResult, what="a list of RunResult"):
+        raise ValueError("results must hold at least one run, got none")
+
+
+def stream_length(method: str, runs: Sequence[RunResult]) -> int:
+    """Return the number of experiences of the method's runs.
+
+    Raises:
+        ValueError: they differ.
+    """
+    lengths = sorted({len(run.accuracy) for run in runs})
+    if len(lengths) > 1:
+        raise ValueError(
+            f"results of method={method!r} must have as many experiences each, got {lengths}"
+        )
+    return lengths[0]
+
+
+def scores_and_seconds(result: RunResult) -> dict[str, float]:
+    """The columns of the table: the scores, then the training time."""
+    return {**result.scores, "seconds": float(result.seconds)}
+
+
+def summarise(results: Sequence[RunResult]) -> list[Row]:
+    """Return a row a method on one stream; raises ValueError as `by_method`."""
+    rows = []
+    for method, runs in by_method(results).items():
+        values = [scores_and_seconds(run) for run in runs]
+        intervals = {name: mean_interval([one[name] for one in values]) for name in HEADINGS}
+        rows.append(Row(method, len(runs), intervals))
+    return rows
+
+
+def _digits(column: str, mean: float) -> int:
+    if column != "seconds":
+        return 3
+    return 0 if mean >= 100 else 1
+
+
+def _shown(mean: float, digits: int) -> float:
+    # Adding zero makes a negative zero positive; forgetting is the negative of a BWT that may be 0.
+    return round(mean, digits) + 0.0
+
+
+def best_means(rows: Sequence[Row]) -> dict[str, float]:
+    """Return each column's best mean as it is shown, so that equal numbers are equally bold."""
+    best = {}
+    for column, choose in BEST.items():
+        means = [_shown(row.intervals[column][0], 3) for row in rows]
+        best[column] = choose((mean for mean in means if not math.isnan(mean)), default=math.nan)
+    return best
+
+
+def entries(row: Row, best: Mapping[str, float], joint: str) -> Iterable[tuple[str, bool]]:
+    """Yield the text of each score of a row, and whether it is the column's best.
+
+    joint stands between mean and half-width; "-" stands for what was not measured.
+    """
+    for column, (mean, half_width) in row.intervals.items():
+        if math.isnan(mean):
+            yield "-", False
+            continue
+        digits = _digits(column, mean)
+        text = f"{_shown(mean, digits):.{digits}f}"
+        if not math.isnan(half_width):
+            text += f"{joint}{half_width:.{digits}f}"
+        yield text, _shown(mean, 3) == best.get(column)
+
+
+def caption(rows: Sequence[Row]) -> str:
+    """Say what the numbers of a table mean."""
+    if all(row.seeds == 1 for row in rows):
+        return "One seed a method: no intervals. Bold: the best value."
+    return (
+        "Mean ± half-width of the 95% interval (Student's t) over the seeds; "
+        "one seed: the value alone. Bold: the best mean."
+    )

@@ -1,0 +1,44 @@
+"""Streams of text classification tasks, from a folder or from the Hugging Face hub.
+
+`text_stream("1", folder="my/tasks", tokenizer=tokenizer)` is order 1 of MIGU's paper. A tokenizer
+of transformers will do, or any function that behaves like one; nothing here imports transformers.
+Texts without classes, to pre-train on, are in `plain_text_stream`.
+"""
+
+from avalanche_mgem.streams.text.answers import Form, label_words_of
+from avalanche_mgem.streams.text.batches import Features, PadToLongest, TextBatch
+from avalanche_mgem.streams.text.files import read_text_task, text_task_files, text_tasks_in
+from avalanche_mgem.streams.text.hub import HUB_TASKS, HubTask, read_hub_task
+from avalanche_mgem.streams.text.lengths import LengthBatchSampler, LengthBuckets
+from avalanche_mgem.streams.text.plain import plain_text_stream
+from avalanche_mgem.streams.text.prompts import TASK_PROMPTS, verbalized
+from avalanche_mgem.streams.text.stream import read_text_tasks, text_stream
+from avalanche_mgem.streams.text.tasks import TEXT_ORDERS, TextSample, TextTask, text_task_names
+from avalanche_mgem.streams.text.tokens import Tokens, tokenized
+
+__all__ = [
+    "HUB_TASKS",
+    "TASK_PROMPTS",
+    "TEXT_ORDERS",
+    "Features",
+    "Form",
+    "HubTask",
+    "LengthBatchSampler",
+    "LengthBuckets",
+    "PadToLongest",
+    "TextBatch",
+    "TextSample",
+    "TextTask",
+    "Tokens",
+    "label_words_of",
+    "plain_text_stream",
+    "read_hub_task",
+    "read_text_task",
+    "read_text_tasks",
+    "text_stream",
+    "text_task_files",
+    "text_task_names",
+    "text_tasks_in",
+    "tokenized",
+    "verbalized",
+]

@@ -1,0 +1,1 @@
+"""Streams of images: permuted, rotated, split, correlated, of domains, with corruptions."""
