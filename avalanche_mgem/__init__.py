@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from avalanche_mgem.moved import follow_former_names
+
 if TYPE_CHECKING:
     from avalanche_mgem.bridge.accumulation import (
         GradientAccumulation,
@@ -53,6 +55,9 @@ __all__ = [
     "with_gradient_accumulation",
     "with_mixed_precision",
 ]
+
+
+follow_former_names()
 
 
 def __getattr__(name: str) -> object:

@@ -28,7 +28,7 @@ def _joined_signature(plugin: type[Any]) -> inspect.Signature:
     return inspect.Signature([self_, *joined])
 
 
-class _PluginStrategy(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no types
+class _PluginStrategy(SupervisedTemplate):
     """A SupervisedTemplate whose keyword arguments are its own and those of one plugin."""
 
     PLUGIN: type[Any]

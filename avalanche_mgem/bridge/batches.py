@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from avalanche.training.templates.problem_type.supervised_problem import SupervisedProblem
@@ -12,11 +11,12 @@ from torch import Tensor, nn
 
 from avalanche_mgem.bridge.distributed import inner_model, is_wrapped
 from avalanche_mgem.bridge.fields import Batch, samples_of, to_device
+from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.model.gradients import into_row, positions
 from avalanche_mgem.model.grouped import NotGroupedError, recorded_linears, write_grouped_gradients
 
 
-def batch_loss(strategy: Any, batch: Batch) -> Tensor:
+def batch_loss(strategy: Strategy, batch: Batch) -> Tensor:
     """Return the strategy's loss on `batch`; its own minibatch and output are put back.
 
     The model stays in the mode it is in. What other plugins add to the loss is no part of it.
@@ -29,7 +29,7 @@ def batch_loss(strategy: Any, batch: Batch) -> Tensor:
 
 
 def write_batch_gradient(
-    strategy: Any, batch: Batch, parameters: Sequence[nn.Parameter], row: Tensor
+    strategy: Strategy, batch: Batch, parameters: Sequence[nn.Parameter], row: Tensor
 ) -> None:
     """Write the gradient of the loss on `batch` into row [P]; zeros where a parameter is unused.
 
@@ -53,7 +53,7 @@ def write_batch_gradient(
 
 
 def _write_without_hooks(
-    strategy: Any, batch: Batch, parameters: Sequence[nn.Parameter], row: Tensor
+    strategy: Strategy, batch: Batch, parameters: Sequence[nn.Parameter], row: Tensor
 ) -> None:
     # Any backward pass runs the wrapper's hooks on the parameters, by which it knows what the next
     # step uses: heads of other tasks would get a gradient of zeros, and decay.
@@ -78,7 +78,7 @@ def _own_gradients(model: nn.Module) -> Iterator[None]:
 
 
 def write_grouped_batch_gradients(
-    strategy: Any,
+    strategy: Strategy,
     batch: Batch,
     samples: int,
     parameters: Sequence[nn.Parameter],
@@ -100,7 +100,7 @@ def write_grouped_batch_gradients(
         write_grouped_gradients(calls, loss, samples, parameters, rows)
 
 
-def _sum_of_losses(strategy: Any, samples: int, groups: int) -> Tensor:
+def _sum_of_losses(strategy: Strategy, samples: int, groups: int) -> Tensor:
     """The strategy's loss on each of the groups that its minibatch is made of, added up."""
     if not isinstance(strategy.mb_output, Tensor) or len(strategy.mb_output) != samples:
         raise NotGroupedError("the model's output is no tensor with a row for each sample")
@@ -129,7 +129,7 @@ def _is_plain_mean(criterion: object, labels: Tensor) -> bool:
 
 
 @contextmanager
-def _swapped_minibatch(strategy: Any, batch: Batch) -> Iterator[None]:
+def _swapped_minibatch(strategy: Strategy, batch: Batch) -> Iterator[None]:
     own_batch, own_output = strategy.mbatch, strategy.mb_output
     # A new outer container: _unpack_minibatch writes the moved tensors into the one it is given.
     strategy.mbatch = to_device(batch, None)

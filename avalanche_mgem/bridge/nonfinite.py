@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_mgem.arguments import one_of
+from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.model.distributed import add_up, n_processes, require_in_step, unwrapped
 from avalanche_mgem.model.freezing import SavedBuffers
 
@@ -81,7 +82,7 @@ class StepGuard:
         self._losses: list[Tensor] = []
         self._without: list[nn.Parameter] = []  # a gradient, because they lost theirs
 
-    def open(self, strategy: Any) -> None:
+    def open(self, strategy: Strategy) -> None:
         """Begin a step, unless one has begun that is not over."""
         if self._is_open:
             return
@@ -91,13 +92,13 @@ class StepGuard:
         if self.on_nonfinite == "skip" and _guards(strategy, self)[0] is self:
             self._buffers = SavedBuffers(strategy.model)
 
-    def add_loss(self, strategy: Any) -> None:
+    def add_loss(self, strategy: Strategy) -> None:
         """Note the loss of a minibatch; it is looked at before the step."""
         loss = strategy.loss
         if isinstance(loss, Tensor) and loss.is_floating_point():
             self._losses.append(loss.detach())
 
-    def allows(self, strategy: Any) -> bool:
+    def allows(self, strategy: Strategy) -> bool:
         """Return whether the step may be taken.
 
         Raises:
@@ -117,7 +118,7 @@ class StepGuard:
         self._drop_gradients(strategy)
         return False
 
-    def refuse(self, strategy: Any, error: FloatingPointError, row: str | None = None) -> None:
+    def refuse(self, strategy: Strategy, error: FloatingPointError, row: str | None = None) -> None:
         """Skip the step, as what it needs could not be computed.
 
         row: what is wrong with a memory row; None: nothing is.
@@ -141,7 +142,7 @@ class StepGuard:
         # Another plugin may refuse the step after it was taken; so the buffers stay at hand.
         self._forget()
 
-    def _refuse(self, strategy: Any, reason: str, error: Exception | None = None) -> None:
+    def _refuse(self, strategy: Strategy, reason: str, error: Exception | None = None) -> None:
         guards = _guards(strategy, self)
         if any(guard.on_nonfinite == "raise" for guard in guards):
             raise FloatingPointError(
@@ -158,14 +159,14 @@ class StepGuard:
             if guard._buffers is not None:
                 guard._buffers.restore()
 
-    def _drop_gradients(self, strategy: Any) -> None:
+    def _drop_gradients(self, strategy: Strategy) -> None:
         # No optimiser touches what has no gradient, nor its state, weight decay included.
         for parameter in {*_stepped(strategy), *strategy.model.parameters()}:
             if parameter.grad is not None:
                 parameter.grad = None
                 self._without.append(parameter)
 
-    def _reason(self, strategy: Any) -> str | None:
+    def _reason(self, strategy: Strategy) -> str | None:
         return self._loss_reason() or _gradient_reason(strategy)
 
     def _loss_reason(self) -> str | None:
@@ -231,7 +232,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     return all(_is_finite(tensor) for same in kinds.values() for tensor in same)
 
 
-def place(strategy: Any) -> str:
+def place(strategy: Strategy) -> str:
     """Return where a training is, in words; experiences and iterations count from 0."""
     clock = strategy.clock
     number = getattr(strategy.experience, "current_experience", clock.train_exp_counter)
@@ -261,7 +262,7 @@ def _label(index: int, groups: Sequence[int]) -> str:
     return f"the open task, group {index}"
 
 
-def _gradient_reason(strategy: Any) -> str | None:
+def _gradient_reason(strategy: Strategy) -> str | None:
     names = {id(p): name for name, p in unwrapped(strategy.model).named_parameters()}
     bad = [p for p in _stepped(strategy) if p.grad is not None and not _is_finite(p.grad)]
     if not bad:
@@ -272,11 +273,11 @@ def _gradient_reason(strategy: Any) -> str | None:
     return f"the gradient of {first}{others} holds NaN or Inf"
 
 
-def _gradients(strategy: Any) -> list[Tensor]:
+def _gradients(strategy: Strategy) -> list[Tensor]:
     return [p.grad for p in _stepped(strategy) if p.grad is not None]
 
 
-def _stepped(strategy: Any) -> Iterator[nn.Parameter]:
+def _stepped(strategy: Strategy) -> Iterator[nn.Parameter]:
     for group in strategy.optimizer.param_groups:
         yield from group["params"]
 
@@ -293,23 +294,23 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(_values(tensor).isfinite().all())
 
 
-def _parameter_reason(strategy: Any) -> str | None:
+def _parameter_reason(strategy: Strategy) -> str | None:
     named = unwrapped(strategy.model).named_parameters()
     bad = (name for name, parameter in named if not _is_finite(parameter.detach()))
     return next((f"the parameter {name!r} itself holds NaN or Inf" for name in bad), None)
 
 
-def _left_to_others(strategy: Any) -> bool:
+def _left_to_others(strategy: Strategy) -> bool:
     return bool(getattr(strategy, "handles_nonfinite", False))
 
 
-def _guards(strategy: Any, own: StepGuard) -> list[StepGuard]:
+def _guards(strategy: Strategy, own: StepGuard) -> list[StepGuard]:
     """The guards of all plugins, in their order; `own` is one of them."""
     found = [plugin._guard for plugin in strategy.plugins if isinstance(plugin, GuardsSteps)]
     return found if any(guard is own for guard in found) else [*found, own]
 
 
-def _on_all_ranks(finite: bool, strategy: Any) -> bool:
+def _on_all_ranks(finite: bool, strategy: Strategy) -> bool:
     """Whether it is so in all processes: each has its own loss, and all must do the same."""
     if n_processes() == 1:
         return finite

@@ -13,6 +13,7 @@ from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.bridge.batches import write_batch_gradient
 from avalanche_mgem.bridge.distributed import average_rows, own_part
 from avalanche_mgem.bridge.fields import Batch
+from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.model.distributed import first_of_all, n_processes, unwrapped
 from avalanche_mgem.model.freezing import restored_buffers
 from avalanche_mgem.model.gradients import positions
@@ -42,7 +43,7 @@ class GradientProbe:
         self.batches = positive_int("probe_batches", batches)
         self._random = RandomStream(seed)
 
-    def gradient(self, strategy: Any, dataset: Any, names: Sequence[str]) -> dict[str, Tensor]:
+    def gradient(self, strategy: Strategy, dataset: Any, names: Sequence[str]) -> dict[str, Tensor]:
         """Return the mean gradient of the named parameters, zero where one is unused.
 
         Of all processes.

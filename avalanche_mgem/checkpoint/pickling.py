@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from types import FunctionType, GeneratorType, SimpleNamespace
 from typing import Any, BinaryIO
 
-import dill  # type: ignore[import-untyped]
+import dill
 import torch
 
 from avalanche_mgem.checkpoint.errors import CheckpointError
@@ -74,7 +74,7 @@ def load(file: BinaryIO, surroundings: Surroundings) -> Any:
         _surroundings.reset(token)
 
 
-class _Unpickler(dill.Unpickler):  # type: ignore[misc]  # dill ships no types
+class _Unpickler(dill.Unpickler):
     """Finds classes where they are now, of checkpoints that are older than a move."""
 
     def find_class(self, module: str, name: str) -> Any:

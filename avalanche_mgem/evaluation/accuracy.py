@@ -14,6 +14,7 @@ from avalanche.evaluation.metrics import Accuracy
 from matplotlib.figure import Figure
 
 from avalanche_mgem.arguments import flag
+from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.evaluation.heat_map import heat_map
 from avalanche_mgem.evaluation.matrix import (
     Matrix,
@@ -25,7 +26,7 @@ from avalanche_mgem.evaluation.matrix import (
 )
 
 
-class AccuracyMatrix(PluginMetric):  # type: ignore[misc]  # Avalanche ships no types
+class AccuracyMatrix(PluginMetric):
     """R and its scores, from the evaluations of a stream between the experiences.
 
     Evaluate the whole test stream after each training experience; for FWT also once before the
@@ -67,28 +68,28 @@ class AccuracyMatrix(PluginMetric):  # type: ignore[misc]  # Avalanche ships no 
         """Return the accuracies before any training, float [T]; NaN where not measured."""
         return self._table(stream, [0]).reshape(-1)
 
-    def before_training_exp(self, strategy: Any) -> None:
+    def before_training_exp(self, strategy: Strategy) -> None:
         """Note which task is trained now."""
         task = _task_index(strategy.experience)
         if task not in self._trained:
             self._trained.append(task)
 
-    def before_eval_exp(self, strategy: Any) -> None:
+    def before_eval_exp(self, strategy: Strategy) -> None:
         """Start counting."""
         self._accuracy.reset()
 
-    def after_eval_iteration(self, strategy: Any) -> None:
+    def after_eval_iteration(self, strategy: Strategy) -> None:
         """Count the right answers of a minibatch."""
         self._accuracy.update(strategy.mb_output, strategy.mb_y)
 
-    def after_eval_exp(self, strategy: Any) -> None:
+    def after_eval_exp(self, strategy: Strategy) -> None:
         """Write one entry of R."""
         experience = strategy.experience
         rows = self._values.setdefault(experience.origin_stream.name, {})
         row = rows.setdefault(len(self._trained), {})
         row[_task_index(experience)] = float(self._accuracy.result())
 
-    def after_eval(self, strategy: Any) -> list[MetricValue]:
+    def after_eval(self, strategy: Strategy) -> list[MetricValue]:
         """Emit the scores over the tasks trained so far."""
         step = strategy.clock.train_iterations
         return [

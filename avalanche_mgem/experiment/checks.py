@@ -11,6 +11,7 @@ import torch
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import JointTraining
 
+from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.experiment.configuration import RunSpecification
 from avalanche_mgem.experiment.run import SilentLogger, build_strategy, quiet_avalanche
 from avalanche_mgem.experiment.text.checks import (
@@ -104,7 +105,7 @@ def _check_method(specification: RunSpecification, scenario: Any) -> None:
         raise ValueError(_explain(method, budget, error)) from error
 
 
-def _check_layers(method: Method, strategy: Any, experience: Any) -> None:
+def _check_layers(method: Method, strategy: Strategy, experience: Any) -> None:
     """Let the plugins that name parts of the model find them, after those that add parts."""
     strategy.experience = experience
     plugins = getattr(strategy, "plugins", ())

@@ -19,6 +19,7 @@ from avalanche.training.determinism.rng_manager import RNGManager
 from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
+from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.evaluation import (
     AccuracyMatrix,
     DecisionMetric,
@@ -132,7 +133,7 @@ class WholeStreamAccuracy(AccuracyMatrix):
     So ACC is defined, and LA, BWT, FWT and forgetting are not: there was no order to learn in.
     """
 
-    def before_training_exp(self, strategy: Any) -> None:
+    def before_training_exp(self, strategy: Strategy) -> None:
         """Note that every task is trained now; Avalanche's JointTraining names the first alone."""
         for experience in strategy.experience.origin_stream:
             super().before_training_exp(SimpleNamespace(experience=experience))
@@ -207,7 +208,7 @@ def shape_and_classes(scenario: Any) -> tuple[tuple[int, ...], int]:
     return tuple(getattr(sample, "shape", ())), int(max(labels)) + 1
 
 
-def _train(strategy: Any, scenario: Any, progress: Progress, whole_stream: bool) -> float:
+def _train(strategy: Strategy, scenario: Any, progress: Progress, whole_stream: bool) -> float:
     fixed_heads = not any(map(_grows, strategy.model.modules()))
     parts = [scenario.train_stream] if whole_stream else list(scenario.train_stream)
     steps, seconds = len(parts) + 1, 0.0
@@ -230,6 +231,6 @@ def _grows(module: nn.Module) -> bool:
     return isinstance(module, DynamicModule) and not isinstance(module, TextToText | CausalAnswers)
 
 
-def _evaluate(strategy: Any, stream: Any) -> None:
+def _evaluate(strategy: Strategy, stream: Any) -> None:
     with preserved_random_state():
         strategy.eval(stream)

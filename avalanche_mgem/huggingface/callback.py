@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback

@@ -15,6 +15,7 @@ from avalanche_mgem.arguments import bounded_int, finite, instance, one_of
 from avalanche_mgem.huggingface.encoders import (
     counts_positions,
     encoder_inputs,
+    input_embeddings,
     is_causal,
     position_embedding,
     text_encoder,
@@ -123,11 +124,10 @@ class TextClassifier(nn.Module):
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the encoder's embedding of token ids, as models of transformers do."""
-        embeddings: nn.Module = self.encoder.get_input_embeddings()  # type: ignore[operator]
-        return embeddings
+        return input_embeddings(self.encoder)
 
 
-class _MultiHeadTextClassifier(TextClassifier, MultiTaskModule):  # type: ignore[misc]
+class _MultiHeadTextClassifier(TextClassifier, MultiTaskModule):
     """A head for each task label. As a MultiTaskModule it gets the task labels from Avalanche."""
 
     def forward(  # type: ignore[override]
@@ -143,7 +143,7 @@ class _MultiHeadTextClassifier(TextClassifier, MultiTaskModule):  # type: ignore
         return logits
 
 
-class _TaskHeads(MultiHeadClassifier):  # type: ignore[misc]  # Avalanche ships no types
+class _TaskHeads(MultiHeadClassifier):
     """Heads of different sizes, in one tensor: what a head lacks is masked.
 
     Avalanche's own fills up with zeros, which in the softmax of a small head are classes like any
@@ -192,7 +192,8 @@ def check_tokenizer(model: nn.Module, tokenizer: Any, *, max_length: int | None 
         raise ValueError(f"model must be one of transformers, got {type(model).__name__}")
     if max_length is not None:
         bounded_int("max_length", max_length)
-    size: int = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    embeddings: Any = input_embeddings(model)
+    size: int = embeddings.num_embeddings
     name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
     try:
         ids = _number_of_ids(tokenizer)

@@ -37,6 +37,12 @@ def text_encoder(model: str | Path | nn.Module) -> Any:
     return found if body is inner else body  # peft's wrapper stays where it wraps no head
 
 
+def input_embeddings(model: Any) -> nn.Module:
+    """Return the embedding of token ids of a model of transformers."""
+    embeddings: nn.Module = model.get_input_embeddings()
+    return embeddings
+
+
 def is_causal(config: Any) -> bool:
     """Whether a token of the model sees only those before it, by its configuration."""
     if getattr(config, "is_encoder_decoder", False):

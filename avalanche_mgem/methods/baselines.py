@@ -14,7 +14,7 @@ _NOT_NEGATIVE = ("ewc_lambda", "decay_factor", "memory_strength")
 _POSITIVE = ("temperature", "eps")
 
 
-class SynapticIntelligencePlugin(plugins.SynapticIntelligencePlugin):  # type: ignore[misc]
+class SynapticIntelligencePlugin(plugins.SynapticIntelligencePlugin):
     """Synaptic intelligence (arXiv 1703.04200) as Avalanche has it, working on the CPU too.
 
     Avalanche's plugin keeps the weights of before a step, and those of before an experience, to
@@ -34,7 +34,7 @@ class SynapticIntelligencePlugin(plugins.SynapticIntelligencePlugin):  # type: i
         _copy_data(self.syn_data["old_theta"])
 
 
-class SynapticIntelligence(supervised.SynapticIntelligence):  # type: ignore[misc]  # no types
+class SynapticIntelligence(supervised.SynapticIntelligence):
     """Avalanche's strategy with the plugin above in place of Avalanche's."""
 
     def __init__(

@@ -14,9 +14,10 @@ from torch.utils.hooks import RemovableHandle
 
 from avalanche_mgem.arguments import finite, flag
 from avalanche_mgem.bridge.nonfinite import place
+from avalanche_mgem.bridge.strategy import Strategy
 
 
-class ClipGradientPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
+class ClipGradientPlugin(SupervisedPlugin):
     """Scale gradients down to a norm, after all other plugins have done with them.
 
     The norm is that of the gradient which the optimiser sees, all parameters that it has in one
@@ -67,11 +68,11 @@ class ClipGradientPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche s
         """The norm before clipping of the last iteration's gradient."""
         return None if self._norm is None else float(self._norm)
 
-    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training(self, strategy: Strategy, **kwargs: Any) -> None:
         """Take off the hook that an interrupted training has left."""
         self.release_hooks()
 
-    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+    def before_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """Clip as soon as the optimiser's step begins."""
         self.release_hooks()
         self._norm = None
@@ -86,7 +87,7 @@ class ClipGradientPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche s
         # the gradients to step the rows that MIGU keeps.
         self._hook = register_optimizer_step_pre_hook(clip)
 
-    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+    def after_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """Take the hook off."""
         self.release_hooks()
 
@@ -96,7 +97,7 @@ class ClipGradientPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche s
         if hook is not None:
             hook.remove()
 
-    def _clip(self, strategy: Any) -> None:
+    def _clip(self, strategy: Strategy) -> None:
         parameters = [p for group in strategy.optimizer.param_groups for p in group["params"]]
         if all(p.grad is None for p in parameters):
             return  # the step is left out

@@ -24,6 +24,7 @@ from avalanche_mgem.bridge.nonfinite import (
 from avalanche_mgem.bridge.paths import forget_steps, show_gradients
 from avalanche_mgem.bridge.probes import GradientProbe
 from avalanche_mgem.bridge.samples import require_samples
+from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.model.blocks import Blocks, Modules, check_modules, find_blocks
 from avalanche_mgem.model.distributed import (
     first_of_all,
@@ -47,7 +48,7 @@ Granularity = Literal["model", "module"]
 Reference = Literal["end", "start"]
 
 
-class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untyped
+class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
     """Train few modules on a task that is like the last one, and more on one that is not.
 
     At the start of each task after the first, s = metric(g_t, g_{t-1}), g being the gradient of the
@@ -189,7 +190,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
         """Put back what an experience has frozen, as its end does."""
         self._freezer.thaw(model)
 
-    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training(self, strategy: Strategy, **kwargs: Any) -> None:
         """Thaw what an interrupted training left frozen; begin anew in a new strategy."""
         forget_epoch(strategy)
         model = unwrapped(strategy.model)
@@ -199,16 +200,16 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
             self._begin()
         self._trained = ModelReference(model)
 
-    def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+    def before_train_dataset_adaptation(self, strategy: Strategy, **kwargs: Any) -> None:
         """Measure g_{t-1} where a task turns out to have ended, before heads grow."""
         if self._open is not None and task_boundary(strategy.experience).starts:
             self._end_task(strategy, self._open)
 
-    def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+    def after_train_dataset_adaptation(self, strategy: Strategy, **kwargs: Any) -> None:
         """Refuse an experience without samples."""
         require_samples(strategy)
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Check that the arguments fit the model and the stream."""
         require_whole_parameters(strategy.model, "HybridMagnitudePlugin")
         if self.mode != "initialized":
@@ -224,7 +225,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
         if self._boundary.starts or self.last_decision is None:
             self._blocks(unwrapped(strategy.model))
 
-    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_epoch(self, strategy: Strategy, **kwargs: Any) -> None:
         """Decide where a task starts; what does not train is frozen when the epoch begins."""
         is_new, self._is_new = self._is_new, False
         starts = self._boundary.known and self._boundary.starts and is_new
@@ -233,29 +234,29 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
         self._waits = True
         when_the_epoch_begins(strategy, self._epoch_begins)
 
-    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         """See to it that what is frozen stays so."""
         self._epoch_begins(strategy)
         self._freezer.keep(unwrapped(strategy.model))
         self._guard.open(strategy)
 
-    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+    def before_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         """See to it that what is frozen stays so, whoever called model.train() since."""
         self._freezer.keep(unwrapped(strategy.model))
 
-    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+    def after_backward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Note the loss."""
         self._guard.add_loss(strategy)
 
-    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+    def before_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """Skip a step that is not finite."""
         self._guard.allows(strategy)
 
-    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+    def after_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """End the step."""
         self._guard.close()
 
-    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+    def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         """Decide in the midst of an epoch, where a stream has no task boundaries."""
         self._iterations += 1
         # Here and not before an iteration, so that all plugins see the same parameters in one.
@@ -266,13 +267,13 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
             self._freeze(strategy)
             show_gradients(unwrapped(strategy.model), frozen)
 
-    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+    def after_training_epoch(self, strategy: Strategy, **kwargs: Any) -> None:
         """Thaw: any epoch may be the last, and whatever ends a task needs the whole model."""
         model = unwrapped(strategy.model)
         self._freezer.keep(model)
         self._freezer.pause(model)
 
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Measure g_{t-1} at the end of a task (reference="end")."""
         model = unwrapped(strategy.model)
         self._freezer.keep(model)
@@ -286,7 +287,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
     def _measures_ends(self) -> bool:
         return self.mode == "adaptive" and self.reference == "end"
 
-    def _end_task(self, strategy: Any, dataset: Any) -> None:
+    def _end_task(self, strategy: Strategy, dataset: Any) -> None:
         """Replace g_{t-1}, and not before: a task that was interrupted may be trained again."""
         earlier = self._now
         if self._measures_ends:
@@ -299,7 +300,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
         every = self.decide_every
         return not self._boundary.known and every is not None and self._iterations >= every
 
-    def _decide(self, strategy: Any) -> None:
+    def _decide(self, strategy: Strategy) -> None:
         self.thaw(unwrapped(strategy.model))
         blocks = self._blocks(unwrapped(strategy.model))
         at_start = self.reference == "start" or not self._boundary.known
@@ -330,11 +331,11 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
             trained = names[: n_trained(overall, self.low, high, self.threshold, self.schedule)]
         return Decision(overall, each, trained, names)
 
-    def _epoch_begins(self, strategy: Any) -> None:
+    def _epoch_begins(self, strategy: Strategy) -> None:
         if self._waits:
             self._freeze(strategy)
 
-    def _freeze(self, strategy: Any) -> None:
+    def _freeze(self, strategy: Strategy) -> None:
         """Freeze what the last decision left out; a module that came since trains."""
         self._waits = False
         decision = self.last_decision
@@ -363,7 +364,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
             raise ValueError("low=0 trains the output heads alone, and the model has none to train")
         return blocks
 
-    def _gradient(self, strategy: Any, dataset: Any, blocks: Blocks) -> dict[str, Tensor]:
+    def _gradient(self, strategy: Strategy, dataset: Any, blocks: Blocks) -> dict[str, Tensor]:
         names = [name for module in blocks.parameters.values() for name in module]
         gradient = self._probe.gradient(strategy, dataset, names)
         if all_finite(gradient.values()):
@@ -378,7 +379,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
         return {}
 
 
-def _epoch_goes_on(strategy: Any) -> bool:
+def _epoch_goes_on(strategy: Strategy) -> bool:
     """Whether a minibatch follows; if not, the next epoch's start can decide."""
     return bool(strategy.clock.train_epoch_iterations + 1 < len(strategy.dataloader))
 

@@ -29,6 +29,7 @@ from avalanche_mgem.bridge.rows import BatchNorm, MemoryRows, Passes
 from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.bridge.size import check_size, rows_of_stream
 from avalanche_mgem.bridge.still import HoldsStill, Still, held_still
+from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.model.distributed import (
     first_vector,
     require_whole_parameters,
@@ -58,7 +59,7 @@ from avalanche_mgem.restriction.rounds import Ridge
 _GEM_RIDGE = 1e-3
 
 
-class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untyped
+class MGEMPlugin(GuardsSteps, SupervisedPlugin):
     """Restrict every update so that it does no harm to the memory of past tasks.
 
     Runs on `before_training_iteration` (the gradients of the memory), on `after_backward` (the
@@ -239,11 +240,11 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
         self._experience = -1
         self._boundaries_known = True
 
-    def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+    def after_train_dataset_adaptation(self, strategy: Strategy, **kwargs: Any) -> None:
         """Refuse an experience without samples."""
         require_samples(strategy)
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Check partition and size; open the memory of a task that starts."""
         require_whole_parameters(strategy.model, "MGEMPlugin")
         self.memory.agree()
@@ -266,7 +267,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
         self._guard.start()
         self._check_size(strategy)
 
-    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         """Compute one gradient for each group of the memory."""
         self._guard.open(strategy)
         self.last_projection = None
@@ -279,7 +280,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
             with self._timed("memory"):
                 self._fill_rows(strategy, groups)
 
-    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+    def after_backward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Project the gradient (restrict="gradient")."""
         self._guard.add_loss(strategy)
         if self.restrict == "update" or not len(self._strengths):
@@ -291,7 +292,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
             except FloatingPointError as error:
                 self._guard.refuse(strategy, error, self._row_reason(strategy))
 
-    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+    def before_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """Skip a step that is not finite; remember where it begins (restrict="update")."""
         if not self._guard.allows(strategy):
             return
@@ -300,7 +301,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
             if self.on_nonfinite == "skip":
                 self._undo = OptimizerSnapshot(strategy.optimizer)
 
-    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+    def after_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """Project the step that the optimiser took (restrict="update")."""
         if self.restrict == "update" and len(self._strengths) and not self._guard.skips:
             with self._timed("projection"):
@@ -308,7 +309,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
         self._undo = None
         self._guard.close()
 
-    def _restrict_gradient(self, strategy: Any) -> None:
+    def _restrict_gradient(self, strategy: Strategy) -> None:
         parameters = self._parameters(unwrapped(strategy.model))
         rates = step_rates(parameters, strategy.optimizer)
         held = held_still(strategy, of="gradient")
@@ -322,15 +323,15 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
             if projected is not None:
                 write_gradients(parameters, projected, gradients)
 
-    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_epoch(self, strategy: Strategy, **kwargs: Any) -> None:
         """Begin a pass of the memory's ring over the experience (memory_selection="ring")."""
         self.memory.start_pass(strategy.experience.dataset)
 
-    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+    def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         """Let the memory's ring keep in step (memory_selection="ring")."""
         self.memory.advance(samples_a_step(strategy))
 
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Take samples of the experience; close the memory of a task that ends."""
         self.memory.observe_dataset(strategy.experience.dataset)
         if task_boundary(strategy.experience).ends:
@@ -338,7 +339,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
         self._strengths = torch.empty(0)
         self._step.forget()
 
-    def _restrict_step(self, strategy: Any) -> None:
+    def _restrict_step(self, strategy: Strategy) -> None:
         parameters = self._parameters(unwrapped(strategy.model))
         update = self._step.finish(parameters)
         self._matrix.scale_rows(self._step.metric, parameters)
@@ -353,7 +354,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
         if projected is not None:
             self._step.redo(parameters, self._matrix.gradient, projected)
 
-    def _row_reason(self, strategy: Any) -> str | None:
+    def _row_reason(self, strategy: Strategy) -> str | None:
         columns = positions(self._parameters(unwrapped(strategy.model)))
         return row_reason(
             self._matrix.rows[: len(self._strengths)],
@@ -387,7 +388,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
         per_task = self.memory_strength_per == "task"
         return torch.tensor([strength * (g.share if per_task else 1.0) for g in groups])
 
-    def _check_size(self, strategy: Any) -> None:
+    def _check_size(self, strategy: Strategy) -> None:
         classes = getattr(strategy.experience, "classes_in_this_experience", ())
         added = self.memory.most_groups(len(classes)) + self._probe.rows_a_task
         closed = len(self.memory.closed_groups()) + len(self.memory) * self._probe.rows_a_task
@@ -397,7 +398,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
         at_end = rows_of_stream(strategy.experience, closed, added)
         check_size(at_end, parameters, self.max_row_bytes, "in the stream's last experience")
 
-    def _fill_rows(self, strategy: Any, groups: list[MemoryGroup]) -> None:
+    def _fill_rows(self, strategy: Strategy, groups: list[MemoryGroup]) -> None:
         named = restricted_parameters(unwrapped(strategy.model))
         self._names, parameters = [name for name, _ in named], [p for _, p in named]
         self._restricted = self._partition(unwrapped(strategy.model))

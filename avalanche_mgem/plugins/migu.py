@@ -11,6 +11,7 @@ from avalanche_mgem.bridge.boundaries import task_boundary
 from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard
 from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.bridge.still import Still
+from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.model.distributed import (
     require_whole_parameters,
     unwrapped,
@@ -20,7 +21,7 @@ from avalanche_mgem.model.targets import Heads, TargetModules
 from avalanche_mgem.restriction.rows import Normalize
 
 
-class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untyped
+class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
     """Let only those rows of linear layers move whose outputs are the largest.
 
     For each gated layer y = xW' + b, n_i is the mean of |y_i| over all tokens of the minibatch; the
@@ -121,11 +122,11 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):  # type: ignore[misc
         self._steps = 0
         self._boundaries_known = True
 
-    def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+    def after_train_dataset_adaptation(self, strategy: Strategy, **kwargs: Any) -> None:
         """Refuse an experience without samples."""
         require_samples(strategy)
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Find the layers; count the task that starts."""
         require_whole_parameters(strategy.model, "MIGUPlugin")
         self._gate.find(unwrapped(strategy.model))
@@ -137,23 +138,23 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):  # type: ignore[misc
         self._unfinished = place
         self._guard.start()
 
-    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         """Remember what a skipped step must put back (on_nonfinite="skip")."""
         self._guard.open(strategy)
 
-    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+    def before_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Begin to record the magnitudes."""
         self._gate.open(unwrapped(strategy.model), strategy.mb_x)
 
-    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+    def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         """End it."""
         self._gate.close()
 
-    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+    def after_backward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Note the loss."""
         self._guard.add_loss(strategy)
 
-    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+    def before_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """Mask the gradients, and hold the rows through the step (freeze="update")."""
         if not self._guard.allows(strategy):
             return
@@ -167,7 +168,7 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):  # type: ignore[misc
             return
         self._gate.hold(unwrapped(strategy.model), strategy.optimizer)
 
-    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+    def after_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """Forget the step."""
         self._gate.release()
         self._gate.unhide()
@@ -180,11 +181,11 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):  # type: ignore[misc
         self._gate.close()
         self._gate.release()
 
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Note that it has ended."""
         self._unfinished = None
 
-    def held_still(self, strategy: Any, *, of: str) -> Still:
+    def held_still(self, strategy: Strategy, *, of: str) -> Still:
         """Return what this step holds still, see `avalanche_mgem.bridge.still`.
 
         With freeze="gradient", masked rows of the optimiser's update are not held.
