@@ -13,6 +13,7 @@ from avalanche_mgem.arguments import one_of
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.model.distributed import add_up, n_processes, require_in_step, unwrapped
 from avalanche_mgem.model.freezing import SavedBuffers
+from avalanche_mgem.model.lazy import is_lazy
 
 OnNonFinite = Literal["raise", "skip"]
 
@@ -199,7 +200,10 @@ class OptimizerSnapshot:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
         self._values = [
-            (p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]
+            (p, p.detach().clone())
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if not is_lazy(p)
         ]
         self._state = {p: _copied(state) for p, state in optimizer.state.items()}
         self._settings = [_copied(_settings(group)) for group in optimizer.param_groups]
@@ -296,7 +300,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 def _parameter_reason(strategy: Strategy) -> str | None:
     named = unwrapped(strategy.model).named_parameters()
-    bad = (name for name, parameter in named if not _is_finite(parameter.detach()))
+    bad = (name for name, p in named if not is_lazy(p) and not _is_finite(p.detach()))
     return next((f"the parameter {name!r} itself holds NaN or Inf" for name in bad), None)
 
 
