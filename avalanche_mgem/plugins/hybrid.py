@@ -15,7 +15,6 @@ from avalanche_mgem.bridge.boundaries import Boundary, task_boundary
 from avalanche_mgem.bridge.collation import Collate, collate_of
 from avalanche_mgem.bridge.distributed import require_unused
 from avalanche_mgem.bridge.epochs import forget_epoch, when_the_epoch_begins
-from avalanche_mgem.bridge.forward import watch_minibatch
 from avalanche_mgem.bridge.nonfinite import (
     GuardsSteps,
     OnNonFinite,
@@ -28,6 +27,7 @@ from avalanche_mgem.bridge.probes import GradientProbe
 from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.bridge.trial import require_positions, try_probe
+from avalanche_mgem.bridge.watch import watch_minibatch
 from avalanche_mgem.model.blocks import Blocks, Modules, check_modules, find_blocks
 from avalanche_mgem.model.distributed import (
     first_of_all,
@@ -123,7 +123,9 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
     Raises:
         ValueError: an argument out of range, at construction; modules, heads or numbers that do not
             fit the model, a model without a trainable parameter outside its heads, a stream without
-            boundaries and no `decide_every`, before the first iteration.
+            boundaries and no `decide_every`, samples that make no batch, a gradient to be measured
+            before lazy layers have their shapes: before the first iteration. With mode="adaptive",
+            another plugin changes minibatches or outputs on its events: before the first step.
         FloatingPointError: what is not finite (on_nonfinite="raise"), before the optimiser's step;
             running statistics have seen the minibatch by then.
     """

@@ -18,7 +18,7 @@ from avalanche_mgem.bridge.boundaries import task_boundary
 from avalanche_mgem.bridge.classes import class_targets
 from avalanche_mgem.bridge.collation import Transform, collate_of
 from avalanche_mgem.bridge.distributed import samples_a_step
-from avalanche_mgem.bridge.forward import require_loss_of_past, watch_minibatch
+from avalanche_mgem.bridge.forward import require_loss_of_past
 from avalanche_mgem.bridge.generalization import GeneralizationProbe
 from avalanche_mgem.bridge.memory import EpisodicMemory, MemoryGroup, Selection, Split
 from avalanche_mgem.bridge.nonfinite import (
@@ -34,6 +34,7 @@ from avalanche_mgem.bridge.size import check_size, rows_of_stream
 from avalanche_mgem.bridge.still import HoldsStill, Still, held_still
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.bridge.trial import require_positions, try_memory
+from avalanche_mgem.bridge.watch import watch_minibatch
 from avalanche_mgem.model.distributed import (
     first_vector,
     require_whole_parameters,
@@ -158,8 +159,11 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         skipped_steps: how many steps were left out (on_nonfinite="skip").
 
     Raises:
-        ValueError: an argument out of range, at construction; a partition that does not fit the
-            model, before the first iteration.
+        ValueError: an argument out of range, at construction. Before the first iteration: a
+            partition that does not fit the model (of lazy layers, after the first forward pass);
+            samples that make no batch to train on, or have no class where one is needed; a loss
+            that says nothing about past tasks. Before the first step: another plugin changes
+            minibatches or outputs on its events, where the memory's do not pass.
         FloatingPointError: what is not finite (on_nonfinite="raise"); running statistics have seen
             the minibatch by then.
     """
