@@ -7,7 +7,7 @@ augmented view of each sample before the forward pass, and stacks the two output
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, cast
@@ -33,18 +33,19 @@ def acts_around_forward(strategy: Strategy) -> bool:
     that is a plugin (iCaRL's shows the minibatch to the old model), and what a criterion of the
     strategy's own adds on samples that it replays.
     """
-    kind, criterion = cast(Any, type(strategy)), getattr(strategy, "_criterion", None)
+    kind: Hashable = type(strategy)
+    criterion = getattr(strategy, "_criterion", None)
     if defines_event(kind, "_before_forward") or defines_event(kind, "_after_forward"):
         return True
     if isinstance(criterion, BasePlugin):
-        hears = type(criterion)
+        hears = cast(Hashable, type(criterion))
         if defines_event(hears, "before_forward") or defines_event(hears, "after_forward"):
             return True
     return hasattr(strategy, "replay_loader") and defines_event(kind, "criterion")
 
 
 @lru_cache(maxsize=256)
-def defines_event(kind: type[Any], event: str) -> bool:
+def defines_event(kind: Any, event: str) -> bool:
     """Whether a class has an event, or method, of its own and not Avalanche's empty one.
 
     Our mixins of strategies only hand events on.
