@@ -27,7 +27,7 @@ from avalanche_mgem.bridge.probes import GradientProbe
 from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.bridge.trial import require_positions, try_probe
-from avalanche_mgem.bridge.watch import watch_minibatch
+from avalanche_mgem.bridge.changes import watch_minibatch
 from avalanche_mgem.model.blocks import Blocks, Modules, check_modules, find_blocks
 from avalanche_mgem.model.distributed import (
     first_of_all,

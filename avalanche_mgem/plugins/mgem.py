@@ -34,7 +34,7 @@ from avalanche_mgem.bridge.size import check_size, rows_of_stream
 from avalanche_mgem.bridge.still import HoldsStill, Still, held_still
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.bridge.trial import require_positions, try_memory
-from avalanche_mgem.bridge.watch import watch_minibatch
+from avalanche_mgem.bridge.changes import watch_minibatch
 from avalanche_mgem.model.distributed import (
     first_vector,
     require_whole_parameters,
