@@ -1,54 +1,15 @@
-"""Avalanche's strategies, put right: a cure for one, and checks of the settings of all."""
+"""Checks of the settings of the methods that are Avalanche's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-from avalanche.training import plugins, supervised
 
 from avalanche_mgem.arguments import finite, one_of, positive_int
 
 _WHOLE = ("mem_size", "patterns_per_exp", "sample_size")
 _NOT_NEGATIVE = ("ewc_lambda", "decay_factor", "memory_strength")
 _POSITIVE = ("temperature", "eps")
-
-
-class SynapticIntelligencePlugin(plugins.SynapticIntelligencePlugin):
-    """Synaptic intelligence (arXiv 1703.04200) as Avalanche has it, working on the CPU too.
-
-    Avalanche's plugin keeps the weights of before a step, and those of before an experience, to
-    compare with those of after. On the CPU what it keeps shares memory with the weights, so that
-    every difference, and with them the penalty, is zero: it trains as naive does. Here they are
-    copies.
-    """
-
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Keep the weights of before the experience."""
-        super().before_training_exp(strategy, **kwargs)
-        _copy_data(self.ewc_data[0])
-
-    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Keep the weights of before the step."""
-        super().before_training_iteration(strategy, **kwargs)
-        _copy_data(self.syn_data["old_theta"])
-
-
-class SynapticIntelligence(supervised.SynapticIntelligence):
-    """Avalanche's strategy with the plugin above in place of Avalanche's."""
-
-    def __init__(
-        self, *, si_lambda: float | Sequence[float], eps: float = 1e-7, **arguments: Any
-    ) -> None:
-        super().__init__(si_lambda=si_lambda, eps=eps, **arguments)
-        for index, plugin in enumerate(self.plugins):
-            if isinstance(plugin, plugins.SynapticIntelligencePlugin):
-                self.plugins[index] = SynapticIntelligencePlugin(si_lambda, eps)
-
-
-def _copy_data(kept: Mapping[str, Any]) -> None:
-    for weights in kept.values():
-        weights.data = weights.data.clone()
 
 
 def check_baseline(settings: Mapping[str, Any], n_experiences: int) -> None:

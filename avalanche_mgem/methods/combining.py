@@ -9,7 +9,6 @@ from avalanche.training import plugins as theirs
 from avalanche.training import supervised
 
 from avalanche_mgem.huggingface.lora import LoRAPlugin, OLoRAPlugin
-from avalanche_mgem.methods.baselines import SynapticIntelligence, SynapticIntelligencePlugin
 from avalanche_mgem.methods.combination import Combination, Part
 from avalanche_mgem.methods.method import Method
 from avalanche_mgem.plugins import MGEMPlugin, MIGUPlugin
@@ -36,10 +35,8 @@ def gem_plugin(patterns_per_exp: int, memory_strength: float = 0.5) -> Any:
 _PLUGIN_OF: dict[Any, Any] = {
     supervised.Replay: theirs.ReplayPlugin,
     supervised.EWC: theirs.EWCPlugin,
-    supervised.LwF: theirs.LwFPlugin,
     supervised.AGEM: agem_plugin,
     supervised.GEM: gem_plugin,
-    SynapticIntelligence: SynapticIntelligencePlugin,
 }
 
 

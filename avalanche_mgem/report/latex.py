@@ -80,7 +80,7 @@ def _heading(column: str) -> str:
 
 def _latex_row(row: Row, best: Mapping[str, float]) -> str:
     scores = (_latex_entry(text, top) for text, top in entries(row, best, r" \pm "))
-    return " & ".join([escape_latex(row.method), str(row.seeds), *scores]) + r" \\"
+    return " & ".join([escape_latex(row.method), row.seeds_text, *scores]) + r" \\"
 
 
 def _latex_entry(text: str, top: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -36,6 +37,8 @@ class RunResult:
             masked; of O-LoRA's penalty, that over the last experience.
         configuration: everything the run was started with, as JSON values.
         versions: of the packages that decide the numbers.
+        diverged: the experience (from 0) in which loss, weights or outputs became NaN or Inf; the
+            run ended there, R is NaN from that row on. None: they did not.
     """
 
     method: str
@@ -49,17 +52,22 @@ class RunResult:
     timings: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    diverged: int | None = None
 
     @property
     def scores(self) -> dict[str, float]:
-        """The scores of the table, in its order: acc, bwt, la, fwt, forgetting."""
-        return {
+        """The scores of the table, in its order: acc, bwt, la, fwt, forgetting.
+
+        Of a run that diverged, all are NaN.
+        """
+        scores = {
             "acc": average_accuracy(self.accuracy),
             "bwt": backward_transfer(self.accuracy),
             "la": learning_accuracy(self.accuracy),
             "fwt": forward_transfer(self.accuracy, self.baseline),
             "forgetting": forgetting(self.accuracy),
         }
+        return scores if self.diverged is None else dict.fromkeys(scores, math.nan)
 
     def to_json(self) -> str:
         """Return the run as JSON text; NaN becomes null."""

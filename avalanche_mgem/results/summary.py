@@ -55,13 +55,42 @@ def by_method(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
     return groups
 
 
+def without_diverged(runs: Sequence[RunResult]) -> list[RunResult]:
+    """Return the runs that did not diverge; all of them where none is left, whose scores are NaN.
+
+    What is shown of a method is shown of these.
+    """
+    return [run for run in runs if run.diverged is None] or list(runs)
+
+
+def divergence_note(runs: Sequence[RunResult]) -> str:
+    """Say behind a method's name how many of its runs diverged; empty: none did."""
+    count = sum(run.diverged is not None for run in runs)
+    if count == 0:
+        return ""
+    return " (diverged)" if count == len(runs) else f" ({count} of {len(runs)} diverged)"
+
+
 @dataclass(frozen=True)
 class Row:
-    """A method's row: number of seeds, and (mean, half-width) by column."""
+    """A method's row.
+
+    Args:
+        method: its name.
+        seeds: how many there are.
+        intervals: (mean, half-width) by column, over the seeds that did not diverge.
+        diverged: how many did.
+    """
 
     method: str
     seeds: int
     intervals: Mapping[str, tuple[float, float]]
+    diverged: int = 0
+
+    @property
+    def seeds_text(self) -> str:
+        """The number of seeds, and of those that diverged."""
+        return f"{self.seeds} ({self.diverged} diverged)" if self.diverged else str(self.seeds)
 
 
 def require_runs(results: Sequence[RunResult]) -> None:
@@ -93,9 +122,12 @@ def summarise(results: Sequence[RunResult]) -> list[Row]:
     """Return a row a method on one stream; raises ValueError as `by_method`."""
     rows = []
     for method, runs in by_method(results).items():
-        values = [scores_and_seconds(run) for run in runs]
+        values = [scores_and_seconds(run) for run in without_diverged(runs)]
         intervals = {name: mean_interval([one[name] for one in values]) for name in HEADINGS}
-        rows.append(Row(method, len(runs), intervals))
+        diverged = sum(run.diverged is not None for run in runs)
+        if diverged == len(runs):
+            intervals = dict.fromkeys(HEADINGS, (math.nan, math.nan))
+        rows.append(Row(method, len(runs), intervals, diverged))
     return rows
 
 
@@ -111,10 +143,13 @@ def _shown(mean: float, digits: int) -> float:
 
 
 def best_means(rows: Sequence[Row]) -> dict[str, float]:
-    """Return each column's best mean as it is shown, so that equal numbers are equally bold."""
+    """Return each column's best mean as it is shown, so that equal numbers are equally bold.
+
+    A method of which a seed diverged is never the best.
+    """
     best = {}
     for column, choose in BEST.items():
-        means = [_shown(row.intervals[column][0], 3) for row in rows]
+        means = [_shown(row.intervals[column][0], 3) for row in rows if not row.diverged]
         best[column] = choose((mean for mean in means if not math.isnan(mean)), default=math.nan)
     return best
 
@@ -132,14 +167,21 @@ def entries(row: Row, best: Mapping[str, float], joint: str) -> Iterable[tuple[s
         text = f"{_shown(mean, digits):.{digits}f}"
         if not math.isnan(half_width):
             text += f"{joint}{half_width:.{digits}f}"
-        yield text, _shown(mean, 3) == best.get(column)
+        yield text, not row.diverged and _shown(mean, 3) == best.get(column)
 
 
 def caption(rows: Sequence[Row]) -> str:
     """Say what the numbers of a table mean."""
     if all(row.seeds == 1 for row in rows):
-        return "One seed a method: no intervals. Bold: the best value."
-    return (
-        "Mean ± half-width of the 95% interval (Student's t) over the seeds; "
-        "one seed: the value alone. Bold: the best mean."
-    )
+        meaning = "One seed a method: no intervals. Bold: the best value."
+    else:
+        meaning = (
+            "Mean ± half-width of the 95% interval (Student's t) over the seeds; "
+            "one seed: the value alone. Bold: the best mean."
+        )
+    if any(row.diverged for row in rows):
+        meaning += (
+            " Diverged: loss, weights or outputs became NaN or Inf. Such seeds are counted and "
+            "left out of the means, and their method is never the best."
+        )
+    return meaning

@@ -38,6 +38,23 @@ def test_a_map_is_the_mean_over_the_seeds_on_one_scale():
     assert len(scales) == 1
 
 
+def test_seeds_that_diverged_are_left_out_and_said():
+    cut = np.array(made("ewc").accuracy)
+    cut[1:] = np.nan
+    good, lost = made(), made(seed=1, accuracy=cut, diverged=1)
+    gone = made("ewc", accuracy=cut, diverged=1)
+    panels = maps(heatmap_figure([good, lost, gone]))
+    assert list(panels) == ["gem (1 of 2 diverged)", "ewc (diverged)"]
+    shown = panels["gem (1 of 2 diverged)"].images[0].get_array()
+    np.testing.assert_allclose(shown, good.accuracy)
+    assert panels["ewc (diverged)"].images[0].get_array().mask.sum() == 6
+    figure = forgetting_figure([good, lost, gone])
+    assert "Seeds left out: gem (1 of 2 diverged), ewc (diverged)" in note(figure)
+    np.testing.assert_array_equal(
+        forgetting_of_tasks("gem", [good, lost]), forgetting_of_tasks("gem", [good])
+    )
+
+
 def test_what_a_seed_did_not_measure_is_no_colour_but_hatched():
     holed = made(seed=1)
     holed.accuracy[0, 2] = np.nan

@@ -83,7 +83,7 @@ def test_columns_are_the_union_in_a_fixed_order(tmp_path):
         orders.append(list(read(tmp_path / name)[0]))
     assert orders[0] == orders[1]
     assert orders[0] == [
-        *["method", "stream", "seed", *SCORES, "seconds", "restriction.violated"],
+        *["method", "stream", "seed", *SCORES, "seconds", "diverged", "restriction.violated"],
         *["configuration.batch", "configuration.hidden", "configuration.method"],
         *["configuration.optimizer", "configuration.optimizer.lr", "versions.torch"],
         "metrics.distance",

@@ -26,6 +26,7 @@ results = st.integers(1, 5).flatmap(
         configuration=st.dictionaries(st.text(), st.integers() | st.none() | st.lists(st.text())),
         versions=st.dictionaries(st.text(), st.text()),
         metrics=st.dictionaries(st.text(), st.floats(-1, 1)),
+        diverged=st.none() | st.integers(0, 5),
     )
 )
 
@@ -39,7 +40,7 @@ def test_json_gives_back_every_bit(result):
     np.testing.assert_array_equal(back.accuracy, result.accuracy)
     np.testing.assert_array_equal(back.baseline, result.baseline)
     told = ("method", "stream", "seed", "seconds", "restriction", "configuration", "versions")
-    for name in (*told, "metrics"):
+    for name in (*told, "metrics", "diverged"):
         assert getattr(back, name) == getattr(result, name)
     assert back.to_json() == text
 
@@ -49,6 +50,19 @@ def test_runs_of_before_there_were_metrics_are_read(result):
     values = json.loads(result.to_json())
     del values["metrics"]
     assert RunResult.from_json(json.dumps(values)).metrics == {}
+
+
+@given(results)
+def test_runs_of_before_divergence_was_looked_for_are_read(result):
+    values = json.loads(result.to_json())
+    del values["diverged"]
+    assert RunResult.from_json(json.dumps(values)).diverged is None
+
+
+def test_a_run_that_diverged_has_no_scores_whatever_was_measured():
+    scores = RunResult("m", "s", 0, np.eye(2), np.zeros(2), 1.0, diverged=1).scores
+    assert list(scores) == list(RunResult("m", "s", 0, np.eye(2), np.zeros(2), 1.0).scores)
+    assert all(map(math.isnan, scores.values()))
 
 
 def test_scores_are_those_of_the_matrix():

@@ -14,7 +14,12 @@ from numpy.typing import NDArray
 from avalanche_mgem.report.figures.canvas import explain, message_sheet, panels, plain, style, tidy
 from avalanche_mgem.results.result import RunResult
 from avalanche_mgem.results.statistics import mean_interval
-from avalanche_mgem.results.summary import by_method, stream_length
+from avalanche_mgem.results.summary import (
+    by_method,
+    divergence_note,
+    stream_length,
+    without_diverged,
+)
 
 _TITLE = 28  # letters that fit above a panel
 _NOTHING = (
@@ -29,6 +34,7 @@ def forgetting_figure(results: Sequence[RunResult]) -> Figure:
     The line is the mean over the seeds, the bars its 95% interval (Student's t); one seed has none.
     The other methods are behind it in grey. A method that no task was measured of when it was
     learnt and at the end has no panel and is named below. The last task cannot be forgotten yet.
+    Seeds that diverged are left out and counted below.
 
     Args:
         results: runs of one stream, in any order.
@@ -52,6 +58,9 @@ def forgetting_figure(results: Sequence[RunResult]) -> Figure:
     left_out = [method for method in groups if method not in measured]
     if left_out:
         note += "\n" + plain(f"Not measured: {', '.join(left_out)}", 90)
+    diverged = [method + text for method in groups if (text := divergence_note(groups[method]))]
+    if diverged:
+        note += "\n" + plain(f"Seeds left out: {', '.join(diverged)}", 90)
     figure.supxlabel(f"Task\n{note}", fontsize=9)
     figure.supylabel("Accuracy lost since it was learnt", fontsize=10)
     return figure
@@ -63,7 +72,8 @@ def forgetting_of_tasks(method: str, runs: Sequence[RunResult]) -> NDArray[np.fl
     Raises:
         ValueError: if the runs differ in length.
     """
-    lost = [np.diagonal(run.accuracy) - run.accuracy[-1] for run in runs]
+    kept = without_diverged(runs)
+    lost = [np.diagonal(run.accuracy) - run.accuracy[-1] for run in kept]
     tasks = range(stream_length(method, runs) - 1)
     intervals = [mean_interval([float(one[i]) for one in lost]) for i in tasks]
     return np.array(intervals, dtype=np.float64).reshape(-1, 2)
