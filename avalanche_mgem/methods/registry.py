@@ -21,8 +21,7 @@ from avalanche.training.supervised import (
 from avalanche_mgem.arguments import suggestion
 from avalanche_mgem.huggingface.lora import IncLoRAPlugin, LoRAPlugin, OLoRAPlugin
 from avalanche_mgem.methods.baselines import SynapticIntelligence, check_baseline
-from avalanche_mgem.methods.combination import Combination, Part
-from avalanche_mgem.methods.combining import JOINT, combined
+from avalanche_mgem.methods.combination import JOINT, Combination, Part, combined
 from avalanche_mgem.methods.method import Memory, Method
 from avalanche_mgem.strategies import MGEM, MIGU, HybridMagnitude
 
