@@ -13,7 +13,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from torch import Tensor
 
-KEYS = ("x_train", "y_train", "x_test", "y_test")
+from avalanche_mgem.streams.places import KEYS
 
 _LAYOUTS = "[N, F], [N, H, W] or [N, H, W, C]"
 _BROKEN = (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
