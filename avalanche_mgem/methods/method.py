@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Protocol, runtime_checkable
 
-from avalanche.training.templates.base import BaseTemplate
-
 from avalanche_mgem.arguments import flag, instance, suggestion
-from avalanche_mgem.strategies import option_names
+from avalanche_mgem.lazy import Lazy, option_names, resolved
+
+_TEMPLATES = "avalanche.training.templates."
 
 Check = Callable[[Mapping[str, Any], int], None]
 
@@ -148,10 +148,14 @@ class Method:
     def _takes_any(self) -> bool:
         if isinstance(self.strategy, NamesSettings):
             return False
-        # Avalanche's strategies hand **kwargs to a template that knows the common names only.
-        if isinstance(self.strategy, type) and issubclass(self.strategy, BaseTemplate):
+        if isinstance(self.strategy, Lazy) and self.strategy.options is not None:
             return False
-        parameters = inspect.signature(self.strategy).parameters.values()
+        strategy = resolved(self.strategy)
+        # Avalanche's strategies hand **kwargs to a template that knows the common names only.
+        kinds = getattr(strategy, "__mro__", ())
+        if any(kind.__module__.startswith(_TEMPLATES) for kind in kinds):
+            return False
+        parameters = inspect.signature(strategy).parameters.values()
         return any(p.kind is p.VAR_KEYWORD for p in parameters)
 
     def resolved_settings(self, per_experience: int, n_experiences: int) -> dict[str, Any]:
