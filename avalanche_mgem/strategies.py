@@ -11,13 +11,8 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 from torch.optim import Optimizer
 
+from avalanche_mgem.lazy import option_names
 from avalanche_mgem.plugins import HybridMagnitudePlugin, MGEMPlugin, MIGUPlugin
-
-
-def option_names(function: Any) -> set[str]:
-    """The names of the arguments that `function` (or a class) takes by keyword."""
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
 def _joined_signature(plugin: type[Any]) -> inspect.Signature:

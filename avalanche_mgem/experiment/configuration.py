@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from avalanche_mgem.arguments import as_text, finite, one_of, positive_int, torch_device
+from avalanche_mgem.arguments import as_text, device_name, finite, one_of, positive_int
 from avalanche_mgem.experiment.models import MLPFactory, ModelFactory
 from avalanche_mgem.experiment.text.models import TextModelFactory
 from avalanche_mgem.experiment.text.stream import TextStream
@@ -20,8 +20,8 @@ from avalanche_mgem.methods.combination import Combination
 from avalanche_mgem.methods.method import Method
 from avalanche_mgem.results.describe import describe
 from avalanche_mgem.results.file_names import file_name
-from avalanche_mgem.streams import (
-    folder_digest,
+from avalanche_mgem.streams.checking import check_stream
+from avalanche_mgem.streams.naming import (
     make_stream,
     parse_stream_name,
     stream_files,
@@ -79,7 +79,7 @@ class Training:
         if self.length_buckets is not None:
             buckets = positive_int("length_buckets", self.length_buckets)
             object.__setattr__(self, "length_buckets", buckets)
-        object.__setattr__(self, "device", str(torch_device("device", self.device)))
+        object.__setattr__(self, "device", device_name("device", self.device))
         one_of("optimizer", self.optimizer, OPTIMIZERS)
         for name in ("momentum", "weight_decay"):
             object.__setattr__(self, name, finite(name, getattr(self, name), minimum=0.0))
@@ -110,6 +110,14 @@ class NamedStream:
         """Return the scenario of this seed."""
         return make_stream(self.name, seed=seed, **self.arguments)
 
+    def check(self) -> int:
+        """Return the number of experiences.
+
+        Raises:
+            ValueError: what is wrong with the stream, as far as its data need not be read for it.
+        """
+        return check_stream(self.name, **self.arguments)
+
     def description(self) -> dict[str, Any]:
         """Return what decides the samples, as JSON values; of a file, its contents."""
         arguments = {k: describe(v) for k, v in self.arguments.items() if k not in _PLACES}
@@ -117,6 +125,8 @@ class NamedStream:
         which = {k: self.arguments.get(k) for k in ("data_root", "domains", "tasks")}
         digests = [file_digest(path) for path in stream_files(self.name, **which)]
         if folder := stream_folder(self.name, data_root=which["data_root"]):
+            from avalanche_mgem.streams.vision.image_folders import folder_digest
+
             digests.append(folder_digest(folder))
             described["name"] = self._name_without_place(folder)
         if not digests:

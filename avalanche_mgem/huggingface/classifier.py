@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
 from torch import Tensor, nn
 
 from avalanche_mgem.arguments import bounded_int, finite, instance, one_of
+from avalanche_mgem.huggingface.choices import Heads, Pooling
 from avalanche_mgem.huggingface.encoders import (
     counts_positions,
     encoder_inputs,
@@ -21,9 +22,6 @@ from avalanche_mgem.huggingface.encoders import (
     text_encoder,
     without_pooler,
 )
-
-Heads = Literal["multi", "growing", "single"]
-Pooling = Literal["auto", "mean", "first", "last", "pooler"]
 
 _FIRST_OUTPUTS = 2  # Avalanche's
 _DROPOUTS = ("classifier_dropout", "hidden_dropout_prob", "dropout_rate", "resid_pdrop", "dropout")

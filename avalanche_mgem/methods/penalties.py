@@ -13,7 +13,7 @@ from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.strategies import PluginStrategy
 
 
-class SynapticIntelligencePlugin(plugins.SynapticIntelligencePlugin):  # type: ignore[misc]
+class SynapticIntelligencePlugin(plugins.SynapticIntelligencePlugin):
     r"""Synaptic intelligence (arXiv 1703.04200), on Avalanche's plugin.
 
     To the loss L of an experience it adds si_lambda / 2 * sum_k Omega_k (theta_k - theta*_k)^2,
@@ -101,7 +101,7 @@ class SynapticIntelligence(PluginStrategy):
     PLUGIN = SynapticIntelligencePlugin
 
 
-class LwFPlugin(plugins.LwFPlugin):  # type: ignore[misc]  # Avalanche ships no types
+class LwFPlugin(plugins.LwFPlugin):
     """Learning without forgetting (arXiv 1606.09282), on Avalanche's plugin.
 
     The loss gets alpha times the Kullback-Leibler divergence of the outputs from those of the

@@ -13,7 +13,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from torch import Tensor
 
-KEYS = ("x_train", "y_train", "x_test", "y_test")
+from avalanche_mgem.streams.places import KEYS
 
 _LAYOUTS = "[N, F], [N, H, W], [N, H, W, C] or [N, C, H, W]"
 _COLOURS = (1, 3)  # channels of grey images and of RGB

@@ -16,6 +16,7 @@ from avalanche_mgem.arguments import as_path, bounded_int, finite, positive_int
 from avalanche_mgem.files import file_digest
 from avalanche_mgem.streams.arrays import ArrayData
 from avalanche_mgem.streams.drawing import Draw, Indices, generator
+from avalanche_mgem.streams.places import locate_folder
 from avalanche_mgem.streams.vision.image_files import (
     ClassFolders,
     Files,
@@ -66,22 +67,6 @@ def load_image_folder(
     for images in deep.values():
         images.finish()
     return ArrayData(root.resolve().name, x_train, y_train, x_test, y_test)
-
-
-def is_folder_source(source: str) -> bool:
-    """Whether a stream's source names a folder: it has a slash, as in "cub/", and is no .npz."""
-    return any(slash in source for slash in "/\\") and not source.endswith(".npz")
-
-
-def locate_folder(source: Path | str, data_root: Path | str | None = None) -> Path:
-    """Return the folder as given, or else inside data_root; raises ValueError where it is not."""
-    path = Path(source)
-    inside = path if data_root is None else Path(data_root) / path
-    found = path if path.is_dir() else inside
-    if not found.is_dir():
-        nor = "" if inside == path else f" nor at {inside}"
-        raise ValueError(f"folder must be one that exists, found none at {path}{nor}")
-    return found
 
 
 def folder_digest(folder: Path | str) -> str:

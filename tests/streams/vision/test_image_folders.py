@@ -8,15 +8,11 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from avalanche_mgem.streams import permuted_stream, rotated_stream, split_stream
+from avalanche_mgem.streams.places import is_folder_source, locate_folder
 from avalanche_mgem.streams.vision.correlated import correlated_stream
 from avalanche_mgem.streams.vision.corruptions import corrupted
 from avalanche_mgem.streams.vision.image_files import class_folders
-from avalanche_mgem.streams.vision.image_folders import (
-    folder_digest,
-    is_folder_source,
-    load_image_folder,
-    locate_folder,
-)
+from avalanche_mgem.streams.vision.image_folders import folder_digest, load_image_folder
 from avalanche_mgem.streams.vision.images import resize_images
 
 BIRDS = {"albatross": 5, "bunting": 4, "crow": 10}

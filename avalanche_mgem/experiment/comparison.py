@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from avalanche_mgem.arguments import positive_int
-from avalanche_mgem.experiment.checks import check_runs
 from avalanche_mgem.experiment.configuration import NamedStream, RunSpecification, Training
+from avalanche_mgem.experiment.early import check_early
 from avalanche_mgem.experiment.models import MLPFactory, ModelFactory
 from avalanche_mgem.experiment.workers import (
     Outcome,
@@ -26,7 +26,6 @@ from avalanche_mgem.experiment.workers import (
 )
 from avalanche_mgem.methods.method import Method
 from avalanche_mgem.methods.registry import DEFAULT_METHODS, select_methods
-from avalanche_mgem.report.figures.accuracy import plot_accuracy, plot_tradeoff
 from avalanche_mgem.report.markdown import results_table
 from avalanche_mgem.results.csv import write_accuracy_csv, write_csv
 from avalanche_mgem.results.result import RunResult
@@ -90,12 +89,16 @@ def compare(
         for method in chosen
         for seed in _seed_list(seeds)
     ]
-    keyed = {specification.key: specification for specification in specifications}
     store = ResultStore(out)
+    keyed = {specification.key: specification for specification in specifications}
     finished = {key: result for key in keyed if (result := store.load(key)) is not None}
     todo = {key: specification for key, specification in keyed.items() if key not in finished}
     if jobs > 1:
         require_picklable(list(todo.values()))
+    check_early(list(todo.values()))
+    # What is wrong has been told by now, if it can be told without waiting for Avalanche.
+    from avalanche_mgem.experiment.checks import check_runs
+
     check_runs(list(todo.values()))
     store.create()
     with store.locked():
@@ -198,6 +201,8 @@ def _outcome_line(specification: RunSpecification, outcome: RunResult | BaseExce
 
 
 def _present(results: list[RunResult], store: ResultStore, console: Console) -> None:
+    from avalanche_mgem.report.figures.accuracy import plot_accuracy, plot_tradeoff
+
     write_csv(results, store.folder / "results.csv")
     write_accuracy_csv(results, store.folder / "accuracy.csv")
     plot_accuracy(results, store.folder / "accuracy.png")

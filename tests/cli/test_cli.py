@@ -311,14 +311,14 @@ def test_ctrl_c_says_how_to_continue(command, monkeypatch):
 
 
 def test_a_full_disk_is_told(command, monkeypatch):
-    module = import_module("avalanche_mgem.experiment.compare")
+    module = import_module("avalanche_mgem.experiment.comparison")
     monkeypatch.setattr(module, "write_csv", fail(OSError("no space left")))
     result = command("compare", "--methods", "naive", "--seeds", 1, *TINY)
     assert (result.exit_code, result.stderr) == (1, "Error: no space left\n")
 
 
 def test_a_bug_of_ours_is_no_mistake_of_the_user(command, monkeypatch):
-    module = import_module("avalanche_mgem.experiment.compare")
+    module = import_module("avalanche_mgem.experiment.comparison")
     monkeypatch.setattr(module, "check_runs", fail(RuntimeError("a bug")))
     result = command("compare", "--methods", "naive", *TINY)
     assert isinstance(result.exception, RuntimeError)

@@ -150,6 +150,8 @@ def compare(
     """Train methods on a stream and show how they compare; run again, it continues."""
     with _errors_told():
         # Imported here, because Avalanche takes seconds to import and --help should not.
+        from avalanche_mgem.experiment.setup import Options
+
         from avalanche_mgem.experiment import (
             DEFAULT_METHODS,
             METHODS,
@@ -158,7 +160,6 @@ def compare(
             methods_table,
         )
         from avalanche_mgem.experiment import compare as run_comparison
-        from avalanche_mgem.experiment.setup import Options
         from avalanche_mgem.experiment.workers import available_cores
         from avalanche_mgem.methods.registry import parse_settings
 
