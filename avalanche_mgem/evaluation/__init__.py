@@ -7,10 +7,14 @@ from avalanche_mgem.evaluation.distance import DistanceMetric, distance_metrics
 from avalanche_mgem.evaluation.gating import GatingMetric, ShowsMask, gating_metrics
 from avalanche_mgem.evaluation.matrix import (
     average_accuracy,
+    average_incremental_accuracy,
     backward_transfer,
     forgetting,
+    forgetting_of_tasks,
     forward_transfer,
     learning_accuracy,
+    minimum_accuracy,
+    worst_case_accuracy,
 )
 from avalanche_mgem.evaluation.nonfinite import (
     ShowsSkippedSteps,
@@ -32,13 +36,17 @@ __all__ = [
     "SkippedSteps",
     "accuracy_matrix_metrics",
     "average_accuracy",
+    "average_incremental_accuracy",
     "backward_transfer",
     "decision_metrics",
     "distance_metrics",
     "forgetting",
+    "forgetting_of_tasks",
     "forward_transfer",
     "gating_metrics",
     "learning_accuracy",
+    "minimum_accuracy",
     "restriction_metrics",
     "skipped_steps_metrics",
+    "worst_case_accuracy",
 ]
