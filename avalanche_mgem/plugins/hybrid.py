@@ -14,13 +14,9 @@ from avalanche_mgem.arguments import as_list, finite, one_of, positive_int
 from avalanche_mgem.bridge.boundaries import Boundary, task_boundary
 from avalanche_mgem.bridge.distributed import require_unused
 from avalanche_mgem.bridge.epochs import forget_epoch, when_the_epoch_begins
-from avalanche_mgem.bridge.nonfinite import (
-    GuardsSteps,
-    OnNonFinite,
-    StepGuard,
-    all_finite,
-    place,
-)
+from avalanche_mgem.bridge.finite import all_finite
+from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard, place
+from avalanche_mgem.bridge.optimizers import optimizers_of
 from avalanche_mgem.bridge.paths import forget_steps, show_gradients
 from avalanche_mgem.bridge.probes import GradientProbe
 from avalanche_mgem.bridge.samples import require_samples
@@ -32,6 +28,8 @@ from avalanche_mgem.model.distributed import (
     unwrapped,
 )
 from avalanche_mgem.model.freezing import Freezer, ModelReference
+from avalanche_mgem.model.optimizers import moves_by_gradient_alone
+from avalanche_mgem.model.step_hold import StepHold, hold_rows
 from avalanche_mgem.model.targets import Heads
 from avalanche_mgem.restriction.similarity import (
     Decision,
@@ -172,6 +170,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         sequence = np.random.SeedSequence(torch.initial_seed() if seed is None else seed)
         self._probe = GradientProbe(probe_batches, int(sequence.generate_state(1)[0]))
         self._freezer = Freezer()
+        self._hold: StepHold | None = None
         self._trained = ModelReference()  # the model that the decisions were about
         self._boundary = Boundary(known=True, starts=True, ends=True)
         self._is_new = False  # whether the experience has not begun to train
@@ -215,7 +214,8 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         if self.mode != "initialized":
             require_unused(strategy.model)
         self._is_new, self._waits = True, False
-        self._guard.start()
+        self._drop_hold()
+        self._guard.start(strategy, "HybridMagnitudePlugin")
         self._boundary = task_boundary(strategy.experience)
         if not self._boundary.known and self.decide_every is None and self.mode != "initialized":
             raise ValueError(
@@ -249,12 +249,31 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         self._guard.add_loss(strategy)
 
     def before_update(self, strategy: Strategy, **kwargs: Any) -> None:
-        """Skip a step that is not finite."""
+        """Skip a step that is not finite; hold what is frozen where the optimiser may move it."""
+        self._guard.watch(strategy)
         self._guard.allows(strategy)
+        self._drop_hold()
+        optimizers = optimizers_of(strategy)
+        frozen = self._freezer.frozen(unwrapped(strategy.model))
+        if frozen and not all(map(moves_by_gradient_alone, optimizers)):
+            self._hold = hold_rows(optimizers, (), {}, still=frozen, copy=True)
 
     def after_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """End the step."""
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            hold.end()
         self._guard.close()
+
+    def release_hooks(self) -> None:
+        """Take off what a step that an error has ended has left."""
+        super().release_hooks()
+        self._drop_hold()
+
+    def _drop_hold(self) -> None:
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            hold.remove()
 
     def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         """Decide in the midst of an epoch, where a stream has no task boundaries."""

@@ -9,9 +9,11 @@ from avalanche.training.plugins import SupervisedPlugin
 from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.bridge.boundaries import task_boundary
 from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard
+from avalanche_mgem.bridge.optimizers import optimizers_of
 from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.bridge.still import Still
 from avalanche_mgem.bridge.strategy import Strategy
+from avalanche_mgem.bridge.watch import Action, Order
 from avalanche_mgem.model.distributed import (
     require_whole_parameters,
     unwrapped,
@@ -136,7 +138,7 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
         again = self._unfinished == (place := strategy.experience.current_experience)
         self._tasks += boundary.starts and not again
         self._unfinished = place
-        self._guard.start()
+        self._guard.start(strategy, "MIGUPlugin")
 
     def before_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         """Remember what a skipped step must put back (on_nonfinite="skip")."""
@@ -156,6 +158,9 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
 
     def before_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """Mask the gradients, and hold the rows through the step (freeze="update")."""
+        again = Action(Order.MASK, self._mask_again, argument="freeze='update'")
+        again.late = self._gate.freeze == "update"  # the rows are put back in any case
+        self._guard.watch(strategy, *([again] if self._is_active() else []))
         if not self._guard.allows(strategy):
             return
         if not self._is_active():
@@ -166,7 +171,12 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
         except FloatingPointError as error:
             self._guard.refuse(strategy, error)
             return
-        self._gate.hold(unwrapped(strategy.model), strategy.optimizer)
+        self._gate.hold(unwrapped(strategy.model), *optimizers_of(strategy))
+
+    def _mask_again(self, strategy: Strategy, loss: Any) -> None:
+        """Mask gradients that the step has made itself."""
+        if not self._guard.skips:
+            self._gate.mask(unwrapped(strategy.model))
 
     def after_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """Forget the step."""
@@ -178,8 +188,9 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
 
     def release_hooks(self) -> None:
         """Take off what a step that an error has ended has left in model and optimiser."""
+        super().release_hooks()
         self._gate.close()
-        self._gate.release()
+        self._gate.drop()
 
     def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Note that it has ended."""
