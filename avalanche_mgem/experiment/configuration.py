@@ -7,6 +7,7 @@ import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -202,15 +203,18 @@ _DESCRIBED = (NamedStream, TextStream, TextModelFactory, Combination)  # tell th
 
 def versions(*further: str) -> dict[str, str]:
     """Return the versions of Python and of the packages that decide the numbers, and of others."""
-    told = {name: version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), **told, **{n: _version(n) for n in further}}
+    told = {name: _version(name) for name in (*_PACKAGES, *further)}
+    return {"python": platform.python_version(), **told}
 
 
+@cache  # reading it takes milliseconds, for each of many runs
 def _version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:  # whoever needs it says how to get it
-        return "not installed"
+    except PackageNotFoundError:
+        if package in _PACKAGES:
+            raise
+        return "not installed"  # whoever needs it says how to get it
 
 
 def _needs(part: Any) -> tuple[str, ...]:

@@ -3,7 +3,8 @@
 import pytest
 from made_results import joint, made, many, saved
 
-from avalanche_mgem.report import folder
+from avalanche_mgem.report.figures import canvas
+from avalanche_mgem.report.figures.accuracy import FIGURES
 from avalanche_mgem.report.folder import write_report
 from avalanche_mgem.report.latex import latex_table
 from avalanche_mgem.report.markdown import markdown_table
@@ -16,8 +17,8 @@ MARK = "avalanche-mgem-report.json"
 @pytest.fixture
 def plain_pictures(monkeypatch):
     """Pictures that take no time to draw."""
-    monkeypatch.setattr(folder, "png", lambda figure: b"png")
-    monkeypatch.setattr(folder, "pdf", lambda figure: b"pdf")
+    monkeypatch.setattr(canvas, "png", lambda figure: b"png")
+    monkeypatch.setattr(canvas, "pdf", lambda figure: b"pdf")
 
 
 def names(folder):
@@ -76,8 +77,8 @@ def test_the_same_report_again_is_the_same(tmp_path):
 
 
 def test_pictures_for_print_are_the_same_every_time():
-    figures = [folder.FIGURES["accuracy"](many(["gem"])) for _ in range(2)]
-    assert folder.pdf(figures[0]) == folder.pdf(figures[1])
+    figures = [FIGURES["accuracy"](many(["gem"])) for _ in range(2)]
+    assert canvas.pdf(figures[0]) == canvas.pdf(figures[1])
 
 
 @pytest.mark.usefixtures("plain_pictures")
@@ -86,7 +87,7 @@ def test_a_report_that_was_stopped_is_replaced(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "latex_table", full)
+        patch.setattr("avalanche_mgem.report.folder.latex_table", full)
         with pytest.raises(OSError, match="No space"):
             write_report([made(stream="a"), made(stream="b")], tmp_path)
     write_report([made()], tmp_path, tensorboard=False)
