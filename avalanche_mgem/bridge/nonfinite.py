@@ -14,6 +14,7 @@ from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.bridge.watch import Action, Order, StepWatch
 from avalanche_mgem.model.distributed import add_up, n_processes, require_in_step, unwrapped
 from avalanche_mgem.model.freezing import SavedBuffers
+from avalanche_mgem.model.lazy import is_lazy
 from avalanche_mgem.model.optimizers import moves_by_gradient_alone
 from avalanche_mgem.model.snapshot import OptimizerSnapshot
 
@@ -288,7 +289,7 @@ def _gradients(strategy: Strategy) -> list[Tensor]:
 
 def _parameter_reason(strategy: Strategy) -> str | None:
     named = unwrapped(strategy.model).named_parameters()
-    bad = (name for name, parameter in named if not is_finite(parameter.detach()))
+    bad = (name for name, p in named if not is_lazy(p) and not is_finite(p.detach()))
     return next((f"the parameter {name!r} itself holds NaN or Inf" for name in bad), None)
 
 

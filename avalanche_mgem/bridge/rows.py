@@ -83,6 +83,10 @@ class MemoryRows:
         self._grouped = self._draws_nothing = False
         self.start_experience()
 
+    def draws_from(self, size: int) -> bool:
+        """Whether samples are drawn from groups of so many."""
+        return self.batch_size is not None and self.batch_size < size
+
     def start_experience(self) -> None:
         """Compute the rows anew; look at the model anew if it has changed."""
         self._written: object = None  # what the rows were computed from
@@ -230,7 +234,7 @@ class MemoryRows:
 
     def _drawn(self, batch: Batch, groups: int, size: int) -> tuple[Batch, int]:
         """The samples to use of a batch of `groups` groups of `size` samples, and how many each."""
-        draws = self.batch_size is not None and self.batch_size < size
+        draws = self.draws_from(size)
         picked = self._picked(groups, size)
         part = own_part(picked.shape[1]) if self._divides else None
         if part is None and not draws:

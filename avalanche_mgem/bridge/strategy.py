@@ -63,8 +63,14 @@ class Strategy(Protocol):
     def _unpack_minibatch(self) -> None:
         """Move the current minibatch to the device."""
 
+    def _before_forward(self) -> None:
+        """Let plugins and the strategy's class act before the forward pass."""
+
     def forward(self) -> Any:
         """Return the model's output for the current minibatch."""
+
+    def _after_forward(self) -> None:
+        """Let plugins and the strategy's class act after it."""
 
     def criterion(self) -> Any:
         """Return the loss of the current minibatch, a scalar tensor."""

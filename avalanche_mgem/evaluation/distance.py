@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from avalanche_mgem.arguments import flag
 from avalanche_mgem.bridge.strategy import Strategy
+from avalanche_mgem.model.lazy import is_lazy
 
 # ||a - b||^2 and ||b||^2 of each parameter, by its name.
 Squares = dict[str, tuple[float, float]]
@@ -119,8 +120,10 @@ def distance_metrics(*, modules: bool = False, from_start: bool = True) -> list[
 
 
 def _floating(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    # Quantised weights are no floating numbers; they cannot be trained either.
-    return ((n, p.detach()) for n, p in model.named_parameters() if p.is_floating_point())
+    # Quantised weights are no floating numbers; they cannot be trained either. What a lazy module
+    # has before its first forward pass is no weight yet.
+    named = model.named_parameters()
+    return ((n, p.detach()) for n, p in named if p.is_floating_point() and not is_lazy(p))
 
 
 def _copies(model: nn.Module) -> dict[str, Tensor]:

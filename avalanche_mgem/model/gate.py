@@ -21,6 +21,7 @@ from avalanche_mgem.model.layers import (
     find_heads,
     resolve_gated_layers,
 )
+from avalanche_mgem.model.lazy import is_lazy
 from avalanche_mgem.model.magnitudes import (
     MagnitudeRecorder,
     gradient_scores,
@@ -276,7 +277,12 @@ class RowGate:
         return self._resolved
 
     def _scores(self, model: nn.Module) -> dict[str, Tensor]:
-        layers = self._layers(model)
+        # A lazy layer that no forward pass has reached has no rows yet.
+        layers = [
+            layer
+            for layer in self._layers(model)
+            if not any(is_lazy(rows.parameter) for rows in layer.rows)
+        ]
         if self.score == "output":
             return self._recorder.scores_of_all(layers)
         if self.score == "weight":

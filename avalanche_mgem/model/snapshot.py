@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avalanche_mgem.model.lazy import is_lazy
 from avalanche_mgem.model.optimizers import optimizers_within, parameters_of
 
 
@@ -22,7 +23,8 @@ class OptimizerSnapshot:
         within = {id(e): e for each in optimizers for e in optimizers_within(each)}
         self._optimizers = [each for each in within.values() if hasattr(each, "state")]
         parameters = {id(p): p for each in self._optimizers for p in parameters_of(each)}
-        self._values = [(p, p.detach().clone()) for p in parameters.values()]
+        known = (p for p in parameters.values() if not is_lazy(p))
+        self._values = [(p, p.detach().clone()) for p in known]
         # Optimisers that share their state or their groups have one copy of it.
         self._states = {
             id(each.state): (each.state, {p: _copied(own) for p, own in each.state.items()})

@@ -12,15 +12,18 @@ from torch import Tensor, nn
 
 from avalanche_mgem.arguments import as_list, finite, one_of, positive_int
 from avalanche_mgem.bridge.boundaries import Boundary, task_boundary
+from avalanche_mgem.bridge.collation import Collate, collate_of
 from avalanche_mgem.bridge.distributed import require_unused
 from avalanche_mgem.bridge.epochs import forget_epoch, when_the_epoch_begins
 from avalanche_mgem.bridge.finite import all_finite
+from avalanche_mgem.bridge.forward import watch_minibatch
 from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard, place
 from avalanche_mgem.bridge.optimizers import optimizers_of
 from avalanche_mgem.bridge.paths import forget_steps, show_gradients
 from avalanche_mgem.bridge.probes import GradientProbe
 from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.bridge.strategy import Strategy
+from avalanche_mgem.bridge.trial import require_positions, try_probe
 from avalanche_mgem.model.blocks import Blocks, Modules, check_modules, find_blocks
 from avalanche_mgem.model.distributed import (
     first_of_all,
@@ -28,6 +31,7 @@ from avalanche_mgem.model.distributed import (
     unwrapped,
 )
 from avalanche_mgem.model.freezing import Freezer, ModelReference
+from avalanche_mgem.model.lazy import uninitialized
 from avalanche_mgem.model.optimizers import moves_by_gradient_alone
 from avalanche_mgem.model.step_hold import StepHold, hold_rows
 from avalanche_mgem.model.targets import Heads
@@ -182,7 +186,8 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         self._is_first = True  # whether no task has ended
         self._earlier: dict[str, Tensor] = {}  # g_{t-1}
         self._now: dict[str, Tensor] = {}  # g_t, where the next task compares with it
-        self._open: Any = None  # data of a task of which is not known whether it has ended
+        # The data of a task of which is not known whether it has ended, and its collate function.
+        self._open: tuple[Any, Collate | None] | None = None
         self._iterations = 0  # since the last decision
 
     def thaw(self, model: nn.Module) -> None:
@@ -202,7 +207,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
     def before_train_dataset_adaptation(self, strategy: Strategy, **kwargs: Any) -> None:
         """Measure g_{t-1} where a task turns out to have ended, before heads grow."""
         if self._open is not None and task_boundary(strategy.experience).starts:
-            self._end_task(strategy, self._open)
+            self._end_task(strategy, *self._open)
 
     def after_train_dataset_adaptation(self, strategy: Strategy, **kwargs: Any) -> None:
         """Refuse an experience without samples."""
@@ -224,6 +229,11 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
             )
         if self._boundary.starts or self.last_decision is None:
             self._blocks(unwrapped(strategy.model))
+        if self.mode == "adaptive":
+            require_positions(strategy, "HybridMagnitudePlugin")
+            watch_minibatch(strategy)
+            if self._boundary.starts or self.last_decision is None:
+                self._check_probe(strategy)
 
     def before_training_epoch(self, strategy: Strategy, **kwargs: Any) -> None:
         """Decide where a task starts; what does not train is frozen when the epoch begins."""
@@ -297,23 +307,37 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         model = unwrapped(strategy.model)
         self._freezer.keep(model)
         self.thaw(model)
+        dataset = strategy.experience.dataset
+        collate = collate_of(strategy.dataloader, dataset)
         if self._boundary.ends:
-            self._end_task(strategy, strategy.experience.dataset)
+            self._end_task(strategy, dataset, collate)
         elif self._boundary.known:
-            self._open = strategy.experience.dataset if self._measures_ends else ()
+            self._open = (dataset, collate) if self._measures_ends else (None, None)
 
     @property
     def _measures_ends(self) -> bool:
         return self.mode == "adaptive" and self.reference == "end"
 
-    def _end_task(self, strategy: Strategy, dataset: Any) -> None:
+    def _end_task(self, strategy: Strategy, dataset: Any, collate: Collate | None) -> None:
         """Replace g_{t-1}, and not before: a task that was interrupted may be trained again."""
         earlier = self._now
         if self._measures_ends:
             blocks = self._blocks(unwrapped(strategy.model))
-            earlier = self._gradient(strategy, dataset, blocks)
+            earlier = self._gradient(strategy, dataset, blocks, collate)
         self._earlier, self._now = earlier, {}
         self._open, self._is_first = None, False
+
+    def _check_probe(self, strategy: Strategy) -> None:
+        """Refuse what would fail at the first gradient."""
+        at_start = self.reference == "start" or not self._boundary.known
+        waiting = uninitialized(unwrapped(strategy.model))
+        if waiting and at_start and self._is_first:
+            reference = "reference='start'" if self._boundary.known else "decide_every"
+            raise ValueError(
+                f"{reference} measures a gradient before the first forward pass, which "
+                f"{waiting[0]} of a lazy layer waits for: run a batch through the model first"
+            )
+        try_probe(strategy)
 
     def _is_due(self) -> bool:
         every = self.decide_every
@@ -383,9 +407,18 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
             raise ValueError("low=0 trains the output heads alone, and the model has none to train")
         return blocks
 
-    def _gradient(self, strategy: Strategy, dataset: Any, blocks: Blocks) -> dict[str, Tensor]:
-        names = [name for module in blocks.parameters.values() for name in module]
-        gradient = self._probe.gradient(strategy, dataset, names)
+    def _gradient(
+        self, strategy: Strategy, dataset: Any, blocks: Blocks, collate: Collate | None = None
+    ) -> dict[str, Tensor]:
+        waiting = uninitialized(unwrapped(strategy.model))
+        named = [name for module in blocks.parameters.values() for name in module]
+        names = [name for name in named if name not in waiting]
+        gradient = self._probe.gradient(strategy, dataset, names, collate)
+        if len(uninitialized(unwrapped(strategy.model))) < len(waiting):
+            raise ValueError(
+                f"{waiting[0]} of a lazy layer had no shape when the gradient of a task was to be "
+                "measured, which would have drawn its weights: run a batch through the model first"
+            )
         if all_finite(gradient.values()):
             return gradient
         if self.on_nonfinite == "raise":

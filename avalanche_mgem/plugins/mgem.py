@@ -15,8 +15,11 @@ from torch import Tensor, nn
 
 from avalanche_mgem.arguments import finite, one_of, positive_int
 from avalanche_mgem.bridge.boundaries import task_boundary
+from avalanche_mgem.bridge.classes import class_targets
+from avalanche_mgem.bridge.collation import Transform, collate_of
 from avalanche_mgem.bridge.distributed import samples_a_step
 from avalanche_mgem.bridge.finite import row_reason
+from avalanche_mgem.bridge.forward import require_loss_of_past, watch_minibatch
 from avalanche_mgem.bridge.generalization import GeneralizationProbe
 from avalanche_mgem.bridge.memory import EpisodicMemory, MemoryGroup, Selection, Split
 from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard
@@ -26,6 +29,7 @@ from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.bridge.size import check_size, rows_of_stream
 from avalanche_mgem.bridge.still import HoldsStill, Still, held_still
 from avalanche_mgem.bridge.strategy import Strategy
+from avalanche_mgem.bridge.trial import require_positions, try_memory
 from avalanche_mgem.bridge.watch import Action, Order
 from avalanche_mgem.model.distributed import (
     first_vector,
@@ -33,6 +37,7 @@ from avalanche_mgem.model.distributed import (
     unwrapped,
 )
 from avalanche_mgem.model.gradients import GradientMatrix, positions, write_gradients
+from avalanche_mgem.model.lazy import uninitialized
 from avalanche_mgem.model.partition import (
     ParameterGroups,
     Partition,
@@ -122,13 +127,17 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         memory_batchnorm: the running statistics of normalisation layers in the memory's forward
             passes: "update" (as GEM) or "restore".
         memory_device: where the memory is kept; None: on the strategy's device.
+        memory_transform: the transformations of the data set that the memory's samples are read
+            through: "eval" (default, as Avalanche's GEMPlugin) or "train", where those of
+            evaluation make no batch that the model can be trained on. Of an augmentation one
+            outcome is kept for each sample, drawn from the plugin's own random numbers.
         generalization_every: None (off), or every how many iterations to measure how far the
             restriction generalises from the memory to the past tasks: the cosine of z with the
             gradient on a task's memory minus that on as many samples held out of the same task. It
             costs one more gradient a task and changes nothing about the run.
-        seed: of the memory's selection, split and memory_batch_size, and of dropout in its forward
-            passes. None: torch's current initial seed. The global random states are never drawn
-            from.
+        seed: of the memory's selection, split, augmentation and memory_batch_size, and of dropout
+            in its forward passes. None: torch's current initial seed. The global random states are
+            never drawn from.
         on_nonfinite: a step with NaN or Inf in its loss, a gradient or a memory row: "raise" an
             error that names it, or "skip" it: no weight, no state of the optimiser and no running
             statistic changes by it; see `avalanche_mgem.bridge.nonfinite.StepGuard`. A memorised
@@ -174,6 +183,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         max_row_bytes: int | None = None,
         memory_batchnorm: BatchNorm = "update",
         memory_device: torch.device | str | None = None,
+        memory_transform: Transform = "eval",
         generalization_every: int | None = None,
         seed: int | None = None,
         on_nonfinite: OnNonFinite = "raise",
@@ -196,6 +206,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             groups=memory_groups,
             split=memory_split,
             selection=memory_selection,
+            transform=memory_transform,
             device=memory_device,
             held_out=generalization_every is not None,
             seed=seeds[0],
@@ -237,13 +248,14 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         self._strengths = torch.empty(0)  # one a memory row; empty: nothing to restrict with
         self._experience = -1
         self._boundaries_known = True
+        self._waits_for_shapes = False  # of lazy layers, to check partition and size
 
     def after_train_dataset_adaptation(self, strategy: Strategy, **kwargs: Any) -> None:
         """Refuse an experience without samples."""
         require_samples(strategy)
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
-        """Check partition and size; open the memory of a task that starts."""
+        """Check partition, size and samples; open the memory of a task that starts."""
         require_whole_parameters(strategy.model, "MGEMPlugin")
         self.memory.agree()
         boundary = task_boundary(strategy.experience)
@@ -254,7 +266,9 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             self._experience += 1
         if self.memory.device is None:
             self.memory.device = strategy.device
-        self._partition(unwrapped(strategy.model))
+        self._waits_for_shapes = bool(uninitialized(strategy.model))
+        if not self._waits_for_shapes:
+            self._check_model(strategy)
         beside = any(isinstance(plugin, HoldsStill) for plugin in strategy.plugins)
         if beside and self._rows.refresh_every > 1:
             raise ValueError(
@@ -263,7 +277,8 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             )
         self._rows.start_experience()
         self._guard.start(strategy, "MGEMPlugin")
-        self._check_size(strategy)
+        self._check_samples(strategy, tries=boundary.starts or self._experience == 0)
+        watch_minibatch(strategy)
 
     def before_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         """Compute one gradient for each group of the memory."""
@@ -281,6 +296,9 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
     def after_backward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Project the gradient (restrict="gradient")."""
         self._guard.add_loss(strategy)
+        if self._waits_for_shapes:
+            self._waits_for_shapes = False
+            self._check_model(strategy)
         if self.restrict == "update" or not len(self._strengths):
             return
         # What is not finite may lie where the projection does not look.
@@ -336,7 +354,8 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
 
     def before_training_epoch(self, strategy: Strategy, **kwargs: Any) -> None:
         """Begin a pass of the memory's ring over the experience (memory_selection="ring")."""
-        self.memory.start_pass(strategy.experience.dataset)
+        dataset = strategy.experience.dataset
+        self.memory.start_pass(dataset, collate_of(strategy.dataloader, dataset))
 
     def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         """Let the memory's ring keep in step (memory_selection="ring")."""
@@ -344,7 +363,8 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
 
     def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Take samples of the experience; close the memory of a task that ends."""
-        self.memory.observe_dataset(strategy.experience.dataset)
+        dataset = strategy.experience.dataset
+        self.memory.observe_dataset(dataset, collate_of(strategy.dataloader, dataset))
         if task_boundary(strategy.experience).ends:
             self.memory.close_task()
         self._strengths = torch.empty(0)
@@ -398,6 +418,24 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         strength = finite("memory_strength", strength, minimum=0.0)
         per_task = self.memory_strength_per == "task"
         return torch.tensor([strength * (g.share if per_task else 1.0) for g in groups])
+
+    def _check_samples(self, strategy: Strategy, *, tries: bool) -> None:
+        """Refuse what would fail when the task has been trained on."""
+        require_loss_of_past(strategy)
+        require_positions(strategy, "MGEMPlugin")
+        if self.memory.needs_classes:
+            class_targets(strategy.experience.dataset)
+        if tries:
+            try_memory(
+                strategy,
+                self.memory.transform,
+                grouped=self._rows.passes == "grouped",
+                draws=self._rows.draws_from(self.memory.largest_group),
+            )
+
+    def _check_model(self, strategy: Strategy) -> None:
+        self._partition(unwrapped(strategy.model))
+        self._check_size(strategy)
 
     def _check_size(self, strategy: Strategy) -> None:
         classes = getattr(strategy.experience, "classes_in_this_experience", ())
