@@ -130,7 +130,7 @@ def quiet_avalanche() -> Iterator[None]:
 class WholeStreamAccuracy(AccuracyMatrix):
     """R of a training on the whole stream at once: the last row, NaN above.
 
-    So ACC is defined, and LA, BWT, FWT and forgetting are not: there was no order to learn in.
+    So ACC is defined, and what is said of tasks in turn is NaN: there was no order to learn in.
     """
 
     def before_training_exp(self, strategy: Strategy) -> None:
@@ -183,6 +183,7 @@ def _run(specification: RunSpecification, loggers: list[Any], progress: Progress
         configuration=specification.description(len(scenario.train_stream)),
         versions=specification.versions,
         metrics=_means(orthogonality, gating, distance, decisions),
+        masked=accuracy.task_masked("test"),
     )
 
 

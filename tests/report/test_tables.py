@@ -9,7 +9,7 @@ from made_results import make, make_many
 from rich.console import Console
 
 from avalanche_mgem.report.markdown import markdown_table, results_table
-from avalanche_mgem.results.summary import by_method, by_stream
+from avalanche_mgem.results.summary import FURTHER, by_method, by_stream
 
 HEADINGS = ["Method", "Seeds", "ACC", "BWT", "LA", "FWT", "Forgetting", "Seconds"]
 
@@ -80,6 +80,18 @@ def test_one_experience_has_dashes():
 def test_a_seed_without_a_value_gives_a_dash_not_the_mean_of_the_others():
     lost = make(seed=1, accuracy=np.full((3, 3), np.nan))
     assert markdown_cells(markdown_table([make(), lost]))[2][2:7] == ["-"] * 5
+
+
+def test_further_scores_have_a_table_of_their_own():
+    R = np.array([[0.9, 0.1], [0.6, 0.8]])
+    results = [
+        make(accuracy=R, masked=np.full((2, 2), 0.95), size=2),
+        make("old", accuracy=R, size=2),
+    ]
+    rows = markdown_cells(markdown_table(results, FURTHER))
+    assert rows[0] == ["Method", "Seeds", "AIA", "min-ACC", "WC-ACC", "Task-IL ACC"]
+    assert rows[2] == ["gem", "1", "**0.800**", "**0.600**", "**0.700**", "**0.950**"]
+    assert rows[3] == ["old", "1", "**0.800**", "**0.600**", "**0.700**", "-"]
 
 
 def test_best_is_bold_in_its_own_sense():
