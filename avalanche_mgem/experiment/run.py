@@ -136,7 +136,7 @@ def quiet_avalanche() -> Iterator[None]:
 class WholeStreamAccuracy(AccuracyMatrix):
     """R of a training on the whole stream at once: the last row, NaN above.
 
-    So ACC is defined, and LA, BWT, FWT and forgetting are not: there was no order to learn in.
+    So ACC is defined, and what is said of tasks in turn is NaN: there was no order to learn in.
     """
 
     def before_training_exp(self, strategy: Strategy) -> None:
@@ -192,6 +192,7 @@ def _run(specification: RunSpecification, loggers: list[Any], progress: Progress
         versions=specification.versions,
         metrics=_means(orthogonality, gating, distance, decisions),
         diverged=diverged,
+        masked=accuracy.task_masked("test"),
     )
 
 

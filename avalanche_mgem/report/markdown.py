@@ -50,19 +50,21 @@ def results_table(results: Sequence[RunResult], width: int | None = None) -> Tab
     return table
 
 
-def markdown_table(results: Sequence[RunResult]) -> str:
+def markdown_table(results: Sequence[RunResult], columns: Mapping[str, str] = HEADINGS) -> str:
     """Return what `results_table` shows as Markdown: the stream, the table, and what it means.
+
+    columns: the scores and what stands above them; `summary.FURTHER` has further ones.
 
     Raises:
         ValueError: as `by_method`.
     """
-    rows = summarise(results)
+    rows = summarise(results, columns)
     best = best_means(rows)
     lines = [
         f"Stream: {results[0].stream}",
         "",
-        "| " + " | ".join(["Method", "Seeds", *HEADINGS.values()]) + " |",
-        "| :-- |" + " --: |" * (1 + len(HEADINGS)),
+        "| " + " | ".join(["Method", "Seeds", *columns.values()]) + " |",
+        "| :-- |" + " --: |" * (1 + len(columns)),
         *(_markdown_row(row, best) for row in rows),
         "",
         caption(rows),

@@ -20,7 +20,15 @@ HEADINGS = {
 }
 """The columns of every table, and what stands above them."""
 
-BEST = {"acc": max, "bwt": max, "la": max, "forgetting": min}
+FURTHER = {
+    "aia": "AIA",
+    "min_acc": "min-ACC",
+    "wc_acc": "WC-ACC",
+    "acc_task_il": "Task-IL ACC",
+}
+"""The scores that have a table of their own, and what stands above them."""
+
+BEST = {"acc": max, "bwt": max, "la": max, "forgetting": min, **dict.fromkeys(FURTHER, max)}
 """Which value of a column is the best, for those that have a best one."""
 
 
@@ -114,19 +122,19 @@ def stream_length(method: str, runs: Sequence[RunResult]) -> int:
 
 
 def scores_and_seconds(result: RunResult) -> dict[str, float]:
-    """The columns of the table: the scores, then the training time."""
+    """The columns of the tables: the scores, and the training time."""
     return {**result.scores, "seconds": float(result.seconds)}
 
 
-def summarise(results: Sequence[RunResult]) -> list[Row]:
+def summarise(results: Sequence[RunResult], columns: Mapping[str, str] = HEADINGS) -> list[Row]:
     """Return a row a method on one stream; raises ValueError as `by_method`."""
     rows = []
     for method, runs in by_method(results).items():
         values = [scores_and_seconds(run) for run in without_diverged(runs)]
-        intervals = {name: mean_interval([one[name] for one in values]) for name in HEADINGS}
+        intervals = {name: mean_interval([one[name] for one in values]) for name in columns}
         diverged = sum(run.diverged is not None for run in runs)
         if diverged == len(runs):
-            intervals = dict.fromkeys(HEADINGS, (math.nan, math.nan))
+            intervals = dict.fromkeys(columns, (math.nan, math.nan))
         rows.append(Row(method, len(runs), intervals, diverged))
     return rows
 
@@ -138,7 +146,7 @@ def _digits(column: str, mean: float) -> int:
 
 
 def _shown(mean: float, digits: int) -> float:
-    # Adding zero makes a negative zero positive; forgetting is the negative of a BWT that may be 0.
+    # Adding zero makes a negative zero positive.
     return round(mean, digits) + 0.0
 
 
@@ -149,6 +157,8 @@ def best_means(rows: Sequence[Row]) -> dict[str, float]:
     """
     best = {}
     for column, choose in BEST.items():
+        if not rows or column not in rows[0].intervals:
+            continue
         means = [_shown(row.intervals[column][0], 3) for row in rows if not row.diverged]
         best[column] = choose((mean for mean in means if not math.isnan(mean)), default=math.nan)
     return best

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from avalanche_mgem.report.latex import latex_table
 from avalanche_mgem.report.markdown import markdown_table, results_table
-from avalanche_mgem.results.summary import by_method, by_stream
+from avalanche_mgem.results.summary import FURTHER, by_method, by_stream
 
 HEADINGS = ["Method", "Seeds", "ACC", "BWT", "LA", "FWT", "Forgetting", "Seconds"]
 
@@ -97,6 +97,18 @@ def test_seeds_that_diverged_are_counted_and_left_out():
     assert "Diverged: loss, weights or outputs became NaN or Inf" in text
     assert "3 (1 diverged) & $0.900" in latex_table([*good, lost, gone, other])
     assert "diverged" not in markdown_table([*good, other]).lower()
+
+
+def test_further_scores_have_a_table_of_their_own():
+    R = np.array([[0.9, 0.1], [0.6, 0.8]])
+    results = [
+        make(accuracy=R, masked=np.full((2, 2), 0.95), size=2),
+        make("old", accuracy=R, size=2),
+    ]
+    rows = markdown_cells(markdown_table(results, FURTHER))
+    assert rows[0] == ["Method", "Seeds", "AIA", "min-ACC", "WC-ACC", "Task-IL ACC"]
+    assert rows[2] == ["gem", "1", "**0.800**", "**0.600**", "**0.700**", "**0.950**"]
+    assert rows[3] == ["old", "1", "**0.800**", "**0.600**", "**0.700**", "-"]
 
 
 def test_best_is_bold_in_its_own_sense():
