@@ -20,8 +20,8 @@ from avalanche_mgem.cli.options import (
 
 @with_groups
 def compare(
-    stream: StreamOptions,
     methods: MethodOptions,
+    stream: StreamOptions,
     model: ModelOptions,
     training: TrainingOptions,
     runs: RunOptions,

@@ -11,6 +11,7 @@ from avalanche_mgem.lazy import Lazy
 from avalanche_mgem.methods import known
 from avalanche_mgem.methods.combination import JOINT, Combination, Part, combined
 from avalanche_mgem.methods.method import Memory, Method
+from avalanche_mgem.methods.registration import MethodRegistry
 from avalanche_mgem.methods.settings import (
     check_baseline,
     check_hybrid,
@@ -132,7 +133,8 @@ _ALL = (
     _lora("olora", known.OLORA_PLUGIN, "inclora, adapters held orthogonal", orthogonality=0.5),
 )
 
-METHODS: dict[str, Method] = {method.name: method for method in _ALL}
+METHODS = MethodRegistry(_ALL)
+"""The methods that are known by name; `METHODS.register` adds one."""
 
 # What is compared when no method is named: those that share the memory budget, and some without.
 DEFAULT_METHODS: tuple[str, ...] = (

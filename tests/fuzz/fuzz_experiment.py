@@ -1,5 +1,6 @@
 """What experiments and their reports take."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -150,7 +151,9 @@ EXPERIMENT = {
         },
         called={"only_methods": "methods", "only_streams": "streams"},
     ),
-    "methods_table": Target(experiment.methods_table, {"methods": _METHODS}),
+    "methods_table": Target(
+        experiment.methods_table, {"methods": replace(_METHODS, may=_METHODS.may | {"None"})}
+    ),
 }
 PLOTS = {
     **{
