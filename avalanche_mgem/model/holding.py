@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn, optim
 
-from avalanche_mgem.model.layers import GatedLayer, Rows
-from avalanche_mgem.model.stand_in import is_element_wise, step_kept_rows
+from avalanche_mgem.model.stand_in import KeptRows, is_element_wise, step_kept_rows
+from avalanche_mgem.model.units import GatedLayer, Slices
 from avalanche_mgem.restriction.rows import masked_positions
 
 
@@ -27,19 +27,24 @@ def mask_gradients(layers: Iterable[GatedLayer], kept: Mapping[str, Tensor]) -> 
         layers: whose rows' gradients are masked; biases are left alone.
         kept: of each layer by its name, bool [n]; a layer that has none is left alone.
     """
-    for rows, mask in _rows_and(layers, kept):
+    for rows in intersected(kept_rows_of(layers, kept)):
         if (gradient := rows.parameter.grad) is not None:
-            shape = [-1 if dim == rows.dim else 1 for dim in range(gradient.ndim)]
-            gradient.detach().mul_(mask.to(gradient.dtype).view(shape))
+            mask = rows.slices.mask(rows.kept, gradient.ndim)
+            gradient.detach().mul_(mask.to(gradient.dtype))
 
 
-def _rows_and(
-    layers: Iterable[GatedLayer], values: Mapping[str, Tensor]
-) -> Iterator[tuple[Rows, Tensor]]:
-    """Each layer's rows with the layer's value; layers that have none are left out."""
+def kept_rows_of(layers: Iterable[GatedLayer], kept: Mapping[str, Tensor]) -> Iterator[KeptRows]:
+    """Yield what is kept of the parameters' rows; layers without a mask are left out.
+
+    Args:
+        layers: that have the parameters.
+        kept: of each layer's units by its name, bool of the layer's shape.
+    """
     for layer in layers:
-        if layer.name in values:
-            yield from ((rows, values[layer.name]) for rows in layer.rows)
+        if layer.name in kept:
+            for rows in layer.rows:
+                mask = rows.spread(kept[layer.name])
+                yield KeptRows(rows.name, rows.parameter, Slices(rows.own_dims), mask)
 
 
 class RowKeeper:
@@ -70,13 +75,7 @@ class RowKeeper:
         optimizer: optim.Optimizer,
     ) -> None:
         """Copy the rows that are not kept; `kept` as in `mask_gradients`."""
-        layers = [layer for layer in layers if layer.name in kept]
-        positions = masked_positions({layer.name: kept[layer.name] for layer in layers})
-        self._held = [
-            _Held(rows, index, optimizer)
-            for rows, index in _rows_and(layers, positions)
-            if index.numel() > 0
-        ]
+        self._held = list(_held(intersected(kept_rows_of(layers, kept)), optimizer))
 
     def restore(self) -> None:
         """Put the rows back; without a `save` before, nothing."""
@@ -88,41 +87,51 @@ class RowKeeper:
 class _Held:
     """The masked rows of one parameter and of its optimiser's state."""
 
-    def __init__(self, rows: Rows, index: Tensor, optimizer: optim.Optimizer) -> None:
+    def __init__(self, rows: KeptRows, index: Tensor, optimizer: optim.Optimizer) -> None:
         self._rows, self._index, self._optimizer = rows, index, optimizer
         self._copies = {
-            key: tensor.index_select(dim, index) for key, tensor, dim in self._tensors()
+            key: slices.select(tensor, index) for key, tensor, slices in self._tensors()
         }
 
-    def _tensors(self) -> Iterator[tuple[str | None, Tensor, int]]:
+    def _tensors(self) -> Iterator[tuple[str | None, Tensor, Slices]]:
         """What has such rows and where: the parameter, under None, its state by its key."""
-        yield None, self._rows.parameter.detach(), self._rows.dim
+        yield None, self._rows.parameter.detach(), self._rows.slices
         yield from _state_rows(self._rows, self._optimizer.state.get(self._rows.parameter, {}))
 
     def restore(self) -> None:
-        for key, tensor, dim in self._tensors():
+        for key, tensor, slices in self._tensors():
             if key in self._copies:
-                tensor.index_copy_(dim, self._index, self._copies[key])
+                slices.copy(tensor, self._index, self._copies[key])
             elif key != "step_size":
-                tensor.index_fill_(dim, self._index, 0.0)
+                slices.fill(tensor, self._index, 0.0)
 
 
-def _state_rows(rows: Rows, state: Mapping[str, object]) -> Iterator[tuple[str, Tensor, int]]:
+def _held(masks: Iterable[KeptRows], optimizer: optim.Optimizer) -> Iterator[_Held]:
+    rows = list(masks)
+    positions = masked_positions({i: row.kept.flatten() for i, row in enumerate(rows)})
+    for i, index in positions.items():
+        if index.numel() > 0:
+            yield _Held(rows[i], index, optimizer)
+
+
+def _state_rows(
+    rows: KeptRows, state: Mapping[str, object]
+) -> Iterator[tuple[str, Tensor, Slices]]:
     """The optimiser's state, by its key, that has rows as the parameter has, and where they lie.
 
     A row may be one number: Adafactor's are, [n, 1] (torch) or [n] (transformers). Adafactor's
     columns are all rows' and no part.
     """
-    shape = rows.parameter.shape
+    shape, dims = rows.parameter.shape, rows.slices.dims
     for key, value in state.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
             continue
-        if value.ndim == len(shape) and value.shape[rows.dim] == shape[rows.dim]:
-            yield key, value, rows.dim
+        if value.ndim == len(shape) and all(value.shape[dim] == shape[dim] for dim in dims):
+            yield key, value, rows.slices
         # A vector may fit both ways, so its name says which dimension it is the mean over.
         without = len(shape) - (1 if key.endswith("_row") else 2 if key.endswith("_col") else 0)
-        if without != rows.dim and value.shape == (*shape[:without], *shape[without + 1 :]):
-            yield key, value, rows.dim - (without < rows.dim)
+        if without not in dims and value.shape == (*shape[:without], *shape[without + 1 :]):
+            yield key, value, Slices(tuple(dim - (without < dim) for dim in dims))
 
 
 def hold_rows(
@@ -166,13 +175,14 @@ def hold_rows(
     """
     while "param_groups" not in vars(optimizer) and hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
-    masks = [(rows, mask.to(rows.parameter.device)) for rows, mask in _rows_and(layers, kept)]
-    for rows, mask in masks:
-        if mask.shape != rows.parameter.shape[rows.dim : rows.dim + 1]:
+    layers = list(layers)
+    for layer in layers:
+        mask = kept.get(layer.name)
+        if mask is not None and layer.rows and mask.shape != layer.shape:
             raise ValueError(
-                f"kept must be bool [{rows.parameter.shape[rows.dim]}] for {rows.name!r}, "
-                f"got {tuple(mask.shape)}"
+                f"kept must be bool {list(layer.shape)} for {layer.name!r}, got {tuple(mask.shape)}"
             )
+    masks = [rows.on_its_device() for rows in kept_rows_of(layers, kept)]
     return StepHold(optimizer, masks, still)
 
 
@@ -182,7 +192,7 @@ class StepHold:
     def __init__(
         self,
         optimizer: optim.Optimizer,
-        masks: Iterable[tuple[Rows, Tensor]],
+        masks: Iterable[KeptRows],
         still: Iterable[nn.Parameter],
     ) -> None:
         self._masks, self._still = list(masks), list(still)
@@ -209,8 +219,8 @@ class StepHold:
         if holds[0] is not self:
             return None  # it has held the rows of all
         still = {id(parameter): parameter for hold in holds for parameter in hold._still}
-        masks = _intersected(pair for hold in holds for pair in hold._masks)
-        masks = [(rows, mask) for rows, mask in masks if id(rows.parameter) not in still]
+        masks = intersected(rows for hold in holds for rows in hold._masks)
+        masks = [rows for rows in masks if id(rows.parameter) not in still]
         has_closure = kwargs.get("closure", args[1] if len(args) > 1 else None) is not None
         if not has_closure and is_element_wise(optimizer, masks):
             return (step_kept_rows(optimizer, masks, still), *args[1:]), kwargs
@@ -232,12 +242,12 @@ def _holds_on(optimizer: optim.Optimizer) -> list[StepHold]:
     return [owner for owner in owners if isinstance(owner, StepHold)]
 
 
-def _intersected(pairs: Iterable[tuple[Rows, Tensor]]) -> list[tuple[Rows, Tensor]]:
+def intersected(masks: Iterable[KeptRows]) -> list[KeptRows]:
     """Each parameter once, with the rows that are kept wherever it is used."""
-    found: dict[tuple[int, int], tuple[Rows, Tensor]] = {}
-    for rows, mask in pairs:
-        key = id(rows.parameter), rows.dim
-        found[key] = rows, mask & found[key][1] if key in found else mask
+    found: dict[tuple[int, Slices], KeptRows] = {}
+    for rows in masks:
+        key = id(rows.parameter), rows.slices
+        found[key] = rows._replace(kept=rows.kept & found[key].kept) if key in found else rows
     return list(found.values())
 
 
@@ -247,15 +257,10 @@ class _PutBack:
     def __init__(
         self,
         optimizer: optim.Optimizer,
-        masks: list[tuple[Rows, Tensor]],
+        masks: list[KeptRows],
         still: Iterable[nn.Parameter],
     ) -> None:
-        positions = masked_positions({i: mask for i, (_, mask) in enumerate(masks)})
-        self._held = [
-            _Held(masks[i][0], index, optimizer)
-            for i, index in positions.items()
-            if index.numel() > 0
-        ]
+        self._held = list(_held(masks, optimizer))
         self._still, self._gradients = list(still), list[tuple[nn.Parameter, Tensor]]()
 
     def arguments(
