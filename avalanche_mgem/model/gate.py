@@ -14,13 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_mgem.arguments import as_list, flag, one_of, positive_int
-from avalanche_mgem.model.holding import mask_gradients
-from avalanche_mgem.model.layers import (
-    GatedLayer,
-    find_gated_layers,
-    find_heads,
-    resolve_gated_layers,
-)
+from avalanche_mgem.model.holding import kept_rows_of, mask_gradients
+from avalanche_mgem.model.layers import find_gated_layers, find_heads, resolve_gated_layers
 from avalanche_mgem.model.lazy import is_lazy
 from avalanche_mgem.model.magnitudes import (
     MagnitudeRecorder,
@@ -28,11 +23,13 @@ from avalanche_mgem.model.magnitudes import (
     random_scores,
     share_scores,
     weight_scores,
+    without_unseen,
 )
 from avalanche_mgem.model.optimizers import moves_by_gradient_alone
 from avalanche_mgem.model.padding import TokenMask, is_encoder_decoder, token_masks
 from avalanche_mgem.model.step_hold import StepHold, hold_rows
 from avalanche_mgem.model.targets import Heads, TargetModules, check_target_modules, inside
+from avalanche_mgem.model.units import GatedLayer
 from avalanche_mgem.restriction.rows import Normalize, kept_rows_of_layers, n_masked
 
 Score = Literal["output", "gradient", "weight", "random"]
@@ -243,16 +240,14 @@ class RowGate:
         """End the step: the next forward pass begins another, without the scores of this one."""
         self._over, self._resolved, self._hidden = True, None, []
 
-    def held_rows(self, model: nn.Module) -> Iterator[tuple[str, int, Tensor]]:
-        """Yield what may not move in this step: a parameter's name, its rows' dimension, bool [n].
+    def held_rows(self, model: nn.Module) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
+        """Yield what may not move in this step: a parameter's name, its rows' dimensions, bool.
 
-        The rows that are held are True.
+        The mask has these dimensions' sizes, and the rows that are held are True.
         """
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        for layer in self._layers(model):
-            if layer.name in (kept := self.kept(model)):
-                for rows in layer.rows:
-                    yield names[id(rows.parameter)], rows.dim, ~kept[layer.name]
+        for rows in kept_rows_of(self._layers(model), self.kept(model)):
+            yield names[id(rows.parameter)], rows.slices.dims, ~rows.kept
 
     def held_parameters(self, model: nn.Module) -> list[str]:
         """Return the names of the parameters that may not move as a whole (ungated="freeze")."""
@@ -286,16 +281,19 @@ class RowGate:
         if self.score == "output":
             return self._recorder.scores_of_all(layers)
         if self.score == "weight":
-            return share_scores(weight_scores(layers))
-        if self.score == "gradient":
+            scores = weight_scores(layers)
+        elif self.score == "gradient":
             # Under a GradScaler gradients may overflow; then the step is left out, masked or not.
             scores = {name: s.nan_to_num() for name, s in gradient_scores(layers).items()}
-            return share_scores(scores)
+        else:
+            scores = random_scores(layers, self._generator())
+        return share_scores(without_unseen(scores, layers))
+
+    def _generator(self) -> torch.Generator:
         # A generator of torch's cannot be pickled: each step has one of its own instead.
         sequence = np.random.SeedSequence([self.seed, self.draws])
         self.draws += 1
-        generator = torch.Generator().manual_seed(int(sequence.generate_state(1)[0]))
-        return share_scores(random_scores(layers, generator))
+        return torch.Generator().manual_seed(int(sequence.generate_state(1)[0]))
 
     def _ungated(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield what is neither a row of a gated layer nor in an output head."""

@@ -6,10 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import TypeGuard
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from avalanche_mgem.arguments import as_list, suggestion
+from avalanche_mgem.model.lora import is_of_parameter
 
 TargetModules = str | Collection[str] | None
 Heads = str | Sequence[str] | None
@@ -17,6 +20,15 @@ Layers = Mapping[str, nn.Module]
 
 _HEAD_CLASSES = {"IncrementalClassifier", "MultiHeadClassifier"}
 _HEAD_NAMES = {"classifier", "classification_head", "score", "lm_head", "qa_outputs"}
+_CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+_RECURRENT = (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 _WRAPPED = {"module", "model", "base_model", "_orig_mod"}
 
 
@@ -36,8 +48,23 @@ def is_lora(module: nn.Module) -> bool:
 
 
 def convolves(module: nn.Module) -> bool:
-    """Whether the module is a Conv2d, or a LoRA layer on one."""
-    return isinstance(getattr(module, "base_layer", module), nn.Conv2d)
+    """Whether the module is a convolution, a transposed one too, or a LoRA layer on one."""
+    return isinstance(getattr(module, "base_layer", module), _CONVOLUTIONS)
+
+
+def is_attention(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
+    """Whether the module is torch's attention, whose forward pass is torch's own."""
+    return _forwards_as(module, nn.MultiheadAttention)
+
+
+def is_recurrent(module: nn.Module) -> bool:
+    """Whether the module is one of torch's recurrent layers or cells."""
+    return any(_forwards_as(module, kind) for kind in _RECURRENT)
+
+
+def _forwards_as(module: nn.Module, kind: type[nn.Module]) -> bool:
+    # What a subclass that computes something else hands out is not known.
+    return isinstance(module, kind) and type(module).forward is kind.forward
 
 
 def head_names(model: nn.Module, layers: Layers, heads: Heads = None) -> list[str]:
@@ -53,7 +80,7 @@ def head_names(model: nn.Module, layers: Layers, heads: Heads = None) -> list[st
     """
     if heads is None:
         found = [head for head in _usual_heads(model) if any(inside(n, head) for n in layers)]
-        return found or [name for name, module in layers.items() if not convolves(module)][-1:]
+        return found or [name for name, module in layers.items() if _may_be_head(module)][-1:]
     check_heads(heads)
     names = [name for name, _ in model.named_modules()]
     found = []
@@ -95,6 +122,17 @@ def _usual_heads(model: nn.Module) -> Iterator[str]:
             yield names[output]
 
 
+def _may_be_head(module: nn.Module) -> bool:
+    """Whether the last such layer is taken for the head where no other is known."""
+    if convolves(module) or is_recurrent(module) or isinstance(module, nn.MultiheadAttention):
+        return False
+    if is_of_parameter(module):
+        return False
+    # Nothing but its name may be asked of a parameter that has no shape yet.
+    own = [p for p in module.parameters(recurse=False) if not is_lazy(p)]
+    return isinstance(module, nn.Bilinear) or not any(p.ndim > 2 for p in own)
+
+
 def _wrapping(model: nn.Module) -> str:
     """Return the name of what DataParallel, torch.compile, peft or a user wrapped; "" for none."""
     name = ""
@@ -109,7 +147,8 @@ def target_names(model: nn.Module, layers: Layers, target_modules: TargetModules
 
     Args:
         model: that the layers are of.
-        layers: those to choose from, which are no heads, by name.
+        layers: those to choose from, which are no heads, by name. A layer that is a part of a
+            module, as of a mixture of experts, goes by the module's name too.
         target_modules: see `find_gated_layers`.
 
     Raises:
@@ -119,14 +158,16 @@ def target_names(model: nn.Module, layers: Layers, target_modules: TargetModules
         return _of_their_own(model, layers)
     matchers: dict[str, Callable[[str], bool]]
     if isinstance(target_modules, str) and target_modules == "all-linear":
-        matchers = {"all-linear": lambda name: not convolves(layers[name])}
+        linear = {name for name, m in layers.items() if not (convolves(m) or is_recurrent(m))}
+        matchers = {"all-linear": linear.__contains__}
     elif isinstance(target_modules, str):
         matchers = {target_modules: _expression(target_modules, _wrapping(model))}
     else:
         matchers = {target: _suffix(target) for target in _names(target_modules)}
+    modules = {id(module): name for name, module in model.named_modules()}
     chosen: set[str] = set()
     for target, matches in matchers.items():
-        matched = {name for name in layers if matches(name)}
+        matched = {n for n, m in layers.items() if matches(n) or matches(modules[id(m)])}
         if not matched:
             is_expression = target == target_modules != "all-linear"
             raise ValueError(_no_match(model, target, layers, is_expression=is_expression))
@@ -135,15 +176,23 @@ def target_names(model: nn.Module, layers: Layers, target_modules: TargetModules
 
 
 def _of_their_own(model: nn.Module, layers: Layers) -> list[str]:
-    """Return the layers whose weight no other module has."""
+    """Return the layers whose weights no other module has."""
     owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
-    own = [n for n, m in layers.items() if is_lora(m) or owners[id(m.weight)] <= 1]
+    own = [
+        name
+        for name, module in layers.items()
+        if is_lora(module) or all(owners[weight] == 1 for weight in _weights(module))
+    ]
     if not own:
         raise ValueError(
             "model has no layer with rows to gate: every weight is shared with another module, and "
             f"such layers must be named in target_modules; known: {', '.join(layers)}"
         )
     return own
+
+
+def _weights(module: nn.Module) -> Iterator[int]:
+    return (id(p) for n, p in module.named_parameters(recurse=False) if "bias" not in n)
 
 
 def _expression(target: str, wrapping: str) -> Callable[[str], bool]:
