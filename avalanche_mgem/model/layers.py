@@ -16,6 +16,7 @@ from avalanche_mgem.model.targets import (
     join,
     target_names,
 )
+from avalanche_mgem.model.tuners import why_none_is_gated
 from avalanche_mgem.model.units import GatedLayer
 
 
@@ -44,8 +45,9 @@ def find_gated_layers(
             where there is none of these, the last linear layer.
 
     Raises:
-        ValueError: a name or a pattern that matches nothing, a model without a layer to gate, a
-            LoRA layer that is merged, DoRA and other variants of LoRA.
+        ValueError: a name or a pattern that matches nothing, a model without a layer to gate (with
+            peft's adapters that it has instead), a LoRA layer that is merged, DoRA and other
+            variants of LoRA.
     """
     instance("model", model, nn.Module, what="a torch module")
     known = _gateable(model)
@@ -64,7 +66,7 @@ def find_gated_layers(
     names = target_names(model, free, target_modules)
     layers = [layer for layer in _layers(model, names) if layer.rows]
     if not layers:
-        raise ValueError("model has no layer with rows to gate: the weights of all are frozen")
+        raise ValueError(f"model has no layer with rows to gate: {why_none_is_gated(model, names)}")
     return layers
 
 
