@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from avalanche_mgem.lazy import public_names
+from avalanche_mgem.moved import follow_former_names
 
 if TYPE_CHECKING:
     from avalanche_mgem.bridge.accumulation import (
@@ -40,6 +41,8 @@ __all__ = [
     "with_gradient_accumulation",
     "with_mixed_precision",
 ]
+
+follow_former_names()
 
 __getattr__, __dir__ = public_names(
     __name__,

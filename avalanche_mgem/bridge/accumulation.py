@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from avalanche_mgem.arguments import flag, positive_int
 from avalanche_mgem.bridge.distributed import is_wrapped
 from avalanche_mgem.bridge.fields import Batch, joined, samples_of
+from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.bridge.wrapping import StrategyWrapper, wrapped
 from avalanche_mgem.model.distributed import average_gradients, unwrapped
 from avalanche_mgem.model.freezing import restored_buffers
@@ -76,7 +77,7 @@ class GradientAccumulation(StrategyWrapper):
         self._averages = False  # the gradients of this minibatch itself, with several processes
 
     def _train_cleanup(self) -> None:
-        super()._train_cleanup()  # type: ignore[misc]
+        super()._train_cleanup()
         self._accumulated, self._averages = None, False
 
     def _before_forward(self, **kwargs: Any) -> None:
@@ -86,7 +87,7 @@ class GradientAccumulation(StrategyWrapper):
     def _after_forward(self: Any, **kwargs: Any) -> None:
         if self._accumulated is not None:
             self._accumulated.shown = self.mb_output
-        super()._after_forward(**kwargs)  # type: ignore[misc]
+        super()._after_forward(**kwargs)
 
     def _forward(self: Any, own: bool) -> Any:
         samples = len(self.mb_y)
@@ -108,11 +109,11 @@ class GradientAccumulation(StrategyWrapper):
         accumulated = self._accumulated
         if accumulated is not None and self.mb_output is accumulated.shown:
             return accumulated.loss  # type: ignore[no-any-return]
-        return super().criterion()  # type: ignore[misc,no-any-return]
+        return super().criterion()
 
     def backward(self: Any) -> None:
         """Run the backward pass; what has been accumulated is there already."""
-        super().backward()  # type: ignore[misc]
+        super().backward()
         if self._averages:
             average_gradients(unwrapped(self.model))
             self._averages = False
@@ -239,7 +240,7 @@ class _Accumulated:
 
 
 @contextmanager
-def _swapped(strategy: Any, batch: Batch, model: nn.Module | None = None) -> Iterator[None]:
+def _swapped(strategy: Strategy, batch: Batch, model: nn.Module | None = None) -> Iterator[None]:
     """The strategy's minibatch is `batch` inside, and its model is `model`."""
     own = strategy.mbatch, strategy.mb_output, strategy.model
     strategy.mbatch = batch

@@ -4,37 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from avalanche.training.templates.problem_type.supervised_problem import SupervisedProblem
 from torch import Tensor, nn
 
 from avalanche_mgem.bridge.distributed import inner_model, is_wrapped
-from avalanche_mgem.bridge.fields import Batch, samples_of, to_device
-from avalanche_mgem.model.gradients import into_row, positions
+from avalanche_mgem.bridge.fields import Batch, OneByOne, samples_of, to_device
+from avalanche_mgem.bridge.forward import acts_around_forward, loss_of_minibatch
+from avalanche_mgem.bridge.strategy import Strategy
+from avalanche_mgem.model.gradients import add_to_row, into_row, positions
 from avalanche_mgem.model.grouped import NotGroupedError, recorded_linears, write_grouped_gradients
+from avalanche_mgem.model.lazy import is_lazy
 
 
-def batch_loss(strategy: Any, batch: Batch) -> Tensor:
+def batch_loss(strategy: Strategy, batch: Batch) -> Tensor:
     """Return the strategy's loss on `batch`; its own minibatch and output are put back.
 
     The model stays in the mode it is in. What other plugins add to the loss is no part of it.
+
+    Raises:
+        ValueError: what `loss_of_minibatch` raises.
     """
-    with inner_model(strategy), _swapped_minibatch(strategy, batch):
+    with inner_model(strategy), swapped_minibatch(strategy, batch):
         strategy._unpack_minibatch()
-        strategy.mb_output = strategy.forward()
-        loss: Tensor = strategy.criterion()
-        return loss
+        return loss_of_minibatch(strategy)
 
 
 def write_batch_gradient(
-    strategy: Any, batch: Batch, parameters: Sequence[nn.Parameter], row: Tensor
+    strategy: Strategy, batch: Batch, parameters: Sequence[nn.Parameter], row: Tensor
 ) -> None:
     """Write the gradient of the loss on `batch` into row [P]; zeros where a parameter is unused.
 
-    The .grad of the model's parameters is put back. Backward adds into the row itself where a
-    parameter is of its dtype.
+    Of samples that go one by one it is the mean of theirs. The .grad of the model's parameters is
+    put back. Backward adds into the row itself where a parameter is of its dtype.
 
     In several processes it is this one's gradient: DistributedDataParallel neither averages it nor
     learns of it. Reentrant activation checkpointing is refused there, by torch.
@@ -48,20 +51,32 @@ def write_batch_gradient(
         for parameter, columns in zip(parameters, positions(parameters), strict=True):
             if (parameter.dtype, parameter.device) == (row.dtype, row.device):
                 parameter.grad = row[columns].view_as(parameter)
-        batch_loss(strategy, batch).backward()  # type: ignore[no-untyped-call]
+        for loss in _losses(strategy, batch):
+            loss.backward()  # type: ignore[no-untyped-call]
         into_row(row, [parameter.grad for parameter in parameters], parameters)
 
 
 def _write_without_hooks(
-    strategy: Any, batch: Batch, parameters: Sequence[nn.Parameter], row: Tensor
+    strategy: Strategy, batch: Batch, parameters: Sequence[nn.Parameter], row: Tensor
 ) -> None:
     # Any backward pass runs the wrapper's hooks on the parameters, by which it knows what the next
     # step uses: heads of other tasks would get a gradient of zeros, and decay.
     trained = [parameter for parameter in parameters if parameter.requires_grad]
+    row.zero_()
     with torch.enable_grad():
-        loss = batch_loss(strategy, batch)
-        gradients = iter(torch.autograd.grad(loss, trained, allow_unused=True))
-    into_row(row, [next(gradients) if p.requires_grad else None for p in parameters], parameters)
+        for loss in _losses(strategy, batch):
+            gradients = iter(torch.autograd.grad(loss, trained, allow_unused=True))
+            own = [next(gradients) if p.requires_grad else None for p in parameters]
+            add_to_row(row, own, parameters)
+
+
+def _losses(strategy: Strategy, batch: Batch) -> Iterator[Tensor]:
+    """Yield the losses whose sum is that on `batch`: one, or one for each sample."""
+    if not isinstance(batch, OneByOne):
+        yield batch_loss(strategy, batch)
+        return
+    for sample in batch:
+        yield batch_loss(strategy, sample) / len(batch)
 
 
 @contextmanager
@@ -78,7 +93,7 @@ def _own_gradients(model: nn.Module) -> Iterator[None]:
 
 
 def write_grouped_batch_gradients(
-    strategy: Any,
+    strategy: Strategy,
     batch: Batch,
     samples: int,
     parameters: Sequence[nn.Parameter],
@@ -90,9 +105,12 @@ def write_grouped_batch_gradients(
     not touched.
 
     Raises:
-        NotGroupedError: the model uses its layers in another way than sample by sample.
+        NotGroupedError: the model uses its layers in another way than sample by sample, or the
+            strategy does more to a minibatch than run the model and the criterion.
     """
-    with torch.enable_grad(), inner_model(strategy), _swapped_minibatch(strategy, batch):
+    if acts_around_forward(strategy):
+        raise NotGroupedError(f"{type(strategy).__name__} acts before or after the forward pass")
+    with torch.enable_grad(), inner_model(strategy), swapped_minibatch(strategy, batch):
         strategy._unpack_minibatch()
         with recorded_linears(strategy.model) as calls:
             strategy.mb_output = strategy.forward()
@@ -100,7 +118,7 @@ def write_grouped_batch_gradients(
         write_grouped_gradients(calls, loss, samples, parameters, rows)
 
 
-def _sum_of_losses(strategy: Any, samples: int, groups: int) -> Tensor:
+def _sum_of_losses(strategy: Strategy, samples: int, groups: int) -> Tensor:
     """The strategy's loss on each of the groups that its minibatch is made of, added up."""
     if not isinstance(strategy.mb_output, Tensor) or len(strategy.mb_output) != samples:
         raise NotGroupedError("the model's output is no tensor with a row for each sample")
@@ -129,7 +147,8 @@ def _is_plain_mean(criterion: object, labels: Tensor) -> bool:
 
 
 @contextmanager
-def _swapped_minibatch(strategy: Any, batch: Batch) -> Iterator[None]:
+def swapped_minibatch(strategy: Strategy, batch: Batch) -> Iterator[None]:
+    """Let a batch be the strategy's minibatch; its own minibatch and output are put back."""
     own_batch, own_output = strategy.mbatch, strategy.mb_output
     # A new outer container: _unpack_minibatch writes the moved tensors into the one it is given.
     strategy.mbatch = to_device(batch, None)
@@ -147,7 +166,7 @@ def restored_running_statistics(model: nn.Module) -> Iterator[None]:
         (buffer, buffer.clone())
         for module in model.modules()
         for name in names
-        if isinstance(buffer := getattr(module, name, None), Tensor)
+        if isinstance(buffer := getattr(module, name, None), Tensor) and not is_lazy(buffer)
     ]
     try:
         yield

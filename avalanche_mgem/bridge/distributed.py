@@ -17,13 +17,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from avalanche_mgem.bridge.fields import Batch
+from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.model.distributed import (
     add_up,
     n_processes,
@@ -50,7 +50,7 @@ def require_unused(model: nn.Module) -> None:
 
 
 @contextmanager
-def inner_model(strategy: Any) -> Iterator[None]:
+def inner_model(strategy: Strategy) -> Iterator[None]:
     """Let the strategy's model be the one inside DistributedDataParallel.
 
     Forward passes through the wrapper wait for the other processes, and make it expect a backward
@@ -64,7 +64,7 @@ def inner_model(strategy: Any) -> Iterator[None]:
         strategy.model = own
 
 
-def samples_a_step(strategy: Any) -> int:
+def samples_a_step(strategy: Strategy) -> int:
     """Return how many samples a step trains on, in all processes together."""
     dealt_out = getattr(strategy.dataloader, "distributed_sampling", False)
     size: int = strategy.train_mb_size

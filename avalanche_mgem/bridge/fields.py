@@ -11,6 +11,13 @@ from torch import Tensor
 Batch = Any  # a tensor, or a list, tuple or mapping of batches
 
 
+class OneByOne(list[Batch]):
+    """Samples that make no batch together, as those of differing sizes: a batch of one for each.
+
+    Their loss is the mean of the batches' losses, as that of a batch is the mean over its samples.
+    """
+
+
 def to_device(batch: Batch, device: torch.device | None) -> Batch:
     """Return a new batch of the same kind whose tensors are on `device` (None: where they are)."""
     if isinstance(batch, Tensor):
@@ -26,6 +33,10 @@ def samples_of(batch: Batch, chosen: slice | Tensor, size: int) -> Batch:
     Raises:
         ValueError: a field is no tensor with one entry for each sample.
     """
+    if isinstance(batch, OneByOne):
+        if isinstance(chosen, slice):
+            return OneByOne(batch[chosen])
+        return OneByOne(batch[index] for index in chosen.tolist())
     if isinstance(batch, Tensor):
         if batch.ndim == 0 or len(batch) != size:
             raise ValueError(f"a batch of {size} samples has a field of shape {batch.shape}")
@@ -41,7 +52,11 @@ def joined(batches: Sequence[Batch]) -> Batch:
     Raises:
         ValueError: a field is no tensor, or its samples differ in shape or kind.
     """
+    if any(isinstance(batch, OneByOne) for batch in batches):
+        raise ValueError("the samples differ in size")
     if isinstance(batches[0], Tensor):
+        if batches[0].ndim == 0:
+            raise ValueError("a field is one number for all samples")
         if len({(field.shape[1:], field.dtype, field.device) for field in batches}) > 1:
             raise ValueError("the samples differ in shape, kind or device")
         return torch.cat(list(batches))

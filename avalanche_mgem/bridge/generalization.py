@@ -8,13 +8,13 @@ twice, on the task's memory and on samples of the task that the memory does not 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from avalanche_mgem.bridge.batches import restored_running_statistics, write_batch_gradient
 from avalanche_mgem.bridge.memory import EpisodicMemory, MemoryGroup
+from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.model.randomness import RandomStream
 
 
@@ -50,7 +50,7 @@ class GeneralizationProbe:
 
     def fill(
         self,
-        strategy: Any,
+        strategy: Strategy,
         groups: list[MemoryGroup],
         parameters: list[nn.Parameter],
         rows: Tensor,

@@ -6,14 +6,15 @@ It follows all that requires a gradient, and goes by what it saw last of all els
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from avalanche.training.plugins import SynapticIntelligencePlugin
 from torch import nn
 
+from avalanche_mgem.bridge.strategy import Strategy
 
-def forget_steps(strategy: Any, names: Iterable[str]) -> None:
+
+def forget_steps(strategy: Strategy, names: Iterable[str]) -> None:
     """Let synaptic intelligence see no steps of the parameters of these names, which are frozen.
 
     At every iteration it would count the last gradient times the last step that it has seen of

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from avalanche_mgem.arguments import bounded_int, finite, one_of
-from avalanche_mgem.bridge.nonfinite import all_finite
+from avalanche_mgem.bridge.finite import all_finite
 from avalanche_mgem.bridge.wrapping import StrategyWrapper, wrapped
 
 Precision = Literal["bf16", "fp16"]
@@ -102,10 +102,10 @@ class MixedPrecision(StrategyWrapper):
     def _before_training(self: Any, **kwargs: Any) -> None:
         if self._scaler is not None:
             self._scaler.restart()  # after a training that an error has interrupted
-        super()._before_training(**kwargs)  # type: ignore[misc]
+        super()._before_training(**kwargs)
 
     def _before_training_exp(self: Any, **kwargs: Any) -> None:
-        super()._before_training_exp(**kwargs)  # type: ignore[misc]
+        super()._before_training_exp(**kwargs)
         for name, parameter in self.model.named_parameters():
             half = parameter.requires_grad and parameter.dtype == torch.float16
             if half and self._scaler is not None:
@@ -131,17 +131,17 @@ class MixedPrecision(StrategyWrapper):
     def criterion(self: Any) -> Tensor:
         """Compute the loss, in the precision of the forward pass before it."""
         with self._autocast(self._forward_precision):
-            loss: Tensor = super().criterion()  # type: ignore[misc]
+            loss: Tensor = super().criterion()
         return loss
 
     def backward(self: Any) -> None:
         """Run the backward pass of the scaled loss."""
         if self._scaler is None:
-            super().backward()  # type: ignore[misc]
+            super().backward()
             return
         loss, self.loss = self.loss, self._scaler.scaled(self.loss)
         try:
-            super().backward()  # type: ignore[misc]
+            super().backward()
         finally:
             self.loss = loss
 
@@ -151,12 +151,12 @@ class MixedPrecision(StrategyWrapper):
             groups = self.optimizer.param_groups
             gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
             self._overflows = not all_finite(gradients)
-        super()._after_backward(**kwargs)  # type: ignore[misc]
+        super()._after_backward(**kwargs)
 
     def optimizer_step(self: Any) -> None:
         """Step, unless a gradient is infinite or NaN (precision="fp16")."""
         if self._scaler is None:
-            super().optimizer_step()  # type: ignore[misc]
+            super().optimizer_step()
         elif not self._scaler.step(self.optimizer):
             self.skipped_steps += 1
             if self._scaler.value < _LEAST_SCALE:

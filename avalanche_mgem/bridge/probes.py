@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.bridge.batches import write_batch_gradient
+from avalanche_mgem.bridge.collation import Collate, batches_of, collate_of, view
 from avalanche_mgem.bridge.distributed import average_rows, own_part
 from avalanche_mgem.bridge.fields import Batch
+from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.model.distributed import first_of_all, n_processes, unwrapped
 from avalanche_mgem.model.freezing import restored_buffers
 from avalanche_mgem.model.gradients import positions
@@ -42,7 +43,13 @@ class GradientProbe:
         self.batches = positive_int("probe_batches", batches)
         self._random = RandomStream(seed)
 
-    def gradient(self, strategy: Any, dataset: Any, names: Sequence[str]) -> dict[str, Tensor]:
+    def gradient(
+        self,
+        strategy: Strategy,
+        dataset: Any,
+        names: Sequence[str],
+        collate: Collate | None = None,
+    ) -> dict[str, Tensor]:
         """Return the mean gradient of the named parameters, zero where one is unused.
 
         Of all processes.
@@ -54,6 +61,8 @@ class GradientProbe:
             dataset: its minibatches are disjoint, drawn at random and all of one size; where it has
                 fewer samples than one of them takes, one minibatch of all.
             names: of the parameters.
+            collate: makes batches of the samples; None: that of the strategy's loader, where it has
+                one, or of the data set. What makes no batch together goes one by one.
         """
         model = unwrapped(strategy.model)
         named = dict(model.named_parameters())
@@ -65,25 +74,26 @@ class GradientProbe:
             device=parameters[0].device,
         )
         mean, count, samples = torch.zeros_like(row), 0, 0
+        collate = collate or collate_of(strategy.dataloader, dataset)
+        size = strategy.train_mb_size * n_processes()
         self._random = first_of_all(self._random)  # so that all draw the same minibatches
         with restored_buffers(model), self._random.active(row.device):
-            for batch, size in self._drawn(dataset, strategy.train_mb_size * n_processes()):
+            for batch, own in self._drawn(dataset, size, collate):
                 write_batch_gradient(strategy, batch, parameters, row)
                 mean += row
                 count += 1
-                samples = size
+                samples = own
         mean /= max(count, 1)
         average_rows(mean[None], [samples])
         parts = zip(names, positions(parameters), parameters, strict=True)
         return {name: mean[columns].view_as(p) for name, columns, p in parts}
 
-    def _drawn(self, dataset: Any, size: int) -> Iterator[tuple[Batch, int]]:
+    def _drawn(self, dataset: Any, size: int, collate: Collate) -> Iterator[tuple[Batch, int]]:
         """Yield this process's part of each minibatch of `size` samples, and how many they are."""
-        dataset = dataset.train() if hasattr(dataset, "train") else dataset
-        collate = getattr(dataset, "collate_fn", None) or default_collate
+        dataset = view(dataset, "train")
         size = min(size, len(dataset))
         chosen = torch.randperm(len(dataset)).tolist()
         for start in range(0, min(self.batches, len(dataset) // max(size, 1)) * size, max(size, 1)):
             indices = chosen[start : start + size]
             own = indices[own_part(len(indices)) or slice(None)]
-            yield collate([dataset[index] for index in own]), len(own)
+            yield batches_of([[dataset[index] for index in own]], collate)[0], len(own)

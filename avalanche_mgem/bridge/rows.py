@@ -24,6 +24,7 @@ from avalanche_mgem.bridge.chunks import Chunks
 from avalanche_mgem.bridge.distributed import average_rows, is_same_memory, own_part
 from avalanche_mgem.bridge.fields import Batch, samples_of
 from avalanche_mgem.bridge.memory import MemoryGroup
+from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.model.distributed import first_of_all
 from avalanche_mgem.model.grouped import NotGroupedError, why_not_grouped
 from avalanche_mgem.model.randomness import RandomStream, fingerprint
@@ -82,6 +83,10 @@ class MemoryRows:
         self._grouped = self._draws_nothing = False
         self.start_experience()
 
+    def draws_from(self, size: int) -> bool:
+        """Whether samples are drawn from groups of so many."""
+        return self.batch_size is not None and self.batch_size < size
+
     def start_experience(self) -> None:
         """Compute the rows anew; look at the model anew if it has changed."""
         self._written: object = None  # what the rows were computed from
@@ -93,7 +98,11 @@ class MemoryRows:
         return {**vars(self), "_written": None, "_looked_at": None}
 
     def fill(
-        self, strategy: Any, groups: list[MemoryGroup], parameters: list[nn.Parameter], rows: Tensor
+        self,
+        strategy: Strategy,
+        groups: list[MemoryGroup],
+        parameters: list[nn.Parameter],
+        rows: Tensor,
     ) -> bool:
         """Write the groups' gradients into rows [K, P]; return False where they still serve.
 
@@ -129,7 +138,11 @@ class MemoryRows:
         return nullcontext() if quiet else self._random.active(device)
 
     def _fill_one_by_one(
-        self, strategy: Any, groups: list[MemoryGroup], parameters: list[nn.Parameter], rows: Tensor
+        self,
+        strategy: Strategy,
+        groups: list[MemoryGroup],
+        parameters: list[nn.Parameter],
+        rows: Tensor,
     ) -> list[int]:
         """Fill the rows; return of how many samples each is."""
         samples = []
@@ -141,7 +154,11 @@ class MemoryRows:
         return samples
 
     def _fill_grouped(
-        self, strategy: Any, groups: list[MemoryGroup], parameters: list[nn.Parameter], rows: Tensor
+        self,
+        strategy: Strategy,
+        groups: list[MemoryGroup],
+        parameters: list[nn.Parameter],
+        rows: Tensor,
     ) -> list[int] | None:
         """Fill the rows if the model can take groups together; None if it cannot."""
         if not self._grouped:
@@ -158,7 +175,11 @@ class MemoryRows:
         return sizes if self._grouped else None
 
     def _look_at(
-        self, strategy: Any, groups: list[MemoryGroup], parameters: list[nn.Parameter], rows: Tensor
+        self,
+        strategy: Strategy,
+        groups: list[MemoryGroup],
+        parameters: list[nn.Parameter],
+        rows: Tensor,
     ) -> None:
         """Find out whether the model takes groups together, once for each state of the model."""
         modules = [(id(m), m.training) for m in strategy.model.modules()]
@@ -182,7 +203,11 @@ class MemoryRows:
             raise ValueError(f"memory_passes='grouped' cannot be: {error}") from error
 
     def _takes_groups(
-        self, strategy: Any, groups: list[MemoryGroup], parameters: list[nn.Parameter], rows: Tensor
+        self,
+        strategy: Strategy,
+        groups: list[MemoryGroup],
+        parameters: list[nn.Parameter],
+        rows: Tensor,
     ) -> bool:
         """Compare the first and the last row of one pass with those of passes of their own."""
         reason = why_not_grouped(strategy.model, list(strategy.model.parameters()))
@@ -209,7 +234,7 @@ class MemoryRows:
 
     def _drawn(self, batch: Batch, groups: int, size: int) -> tuple[Batch, int]:
         """The samples to use of a batch of `groups` groups of `size` samples, and how many each."""
-        draws = self.batch_size is not None and self.batch_size < size
+        draws = self.draws_from(size)
         picked = self._picked(groups, size)
         part = own_part(picked.shape[1]) if self._divides else None
         if part is None and not draws:
@@ -232,7 +257,7 @@ class MemoryRows:
 
 
 def _require_same(
-    strategy: Any, group: MemoryGroup, parameters: list[nn.Parameter], row: Tensor
+    strategy: Strategy, group: MemoryGroup, parameters: list[nn.Parameter], row: Tensor
 ) -> None:
     """Raise NotGroupedError unless a pass of its own gives the group's row."""
     alone = torch.empty_like(row)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from avalanche_mgem.bridge.strategy import Strategy
 
 
-def require_samples(strategy: Any) -> None:
+def require_samples(strategy: Strategy) -> None:
     """Raise ValueError for an experience without samples, before Avalanche makes its loader.
 
     That fails with an error of torch's sampler, which does not tell the experience.

@@ -7,9 +7,11 @@ cone as soon as that part of it is dropped.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
+
+from avalanche_mgem.bridge.strategy import Strategy
 
 Of = Literal["gradient", "update"]
 
@@ -32,7 +34,7 @@ class Still:
 class HoldsStill(Protocol):
     """A plugin that holds parameters or rows of them still."""
 
-    def held_still(self, strategy: Any, *, of: Of) -> Still:
+    def held_still(self, strategy: Strategy, *, of: Of) -> Still:
         """Return what it holds still in this step, from the backward pass on.
 
         of: "gradient": what the plugin makes zero in the gradient. "update": what does not move
@@ -40,7 +42,7 @@ class HoldsStill(Protocol):
         """
 
 
-def held_still(strategy: Any, *, of: Of) -> Still:
+def held_still(strategy: Strategy, *, of: Of) -> Still:
     """Return what all plugins of the strategy hold still."""
     all_of_them = Still()
     for plugin in strategy.plugins:

@@ -8,8 +8,10 @@ from typing import Any, cast
 from avalanche.training.templates import SupervisedTemplate
 from avalanche.training.templates.update_type.sgd_update import SGDUpdate
 
+from avalanche_mgem.bridge.strategy import StrategyBase
 
-class StrategyWrapper:
+
+class StrategyWrapper(StrategyBase):
     """The base of `MixedPrecision` and `GradientAccumulation`.
 
     A strategy's `forward` is called for the minibatch of an iteration, and also by whoever measures
@@ -32,7 +34,7 @@ class StrategyWrapper:
         return 1.0
 
     def _before_forward(self, **kwargs: Any) -> None:
-        super()._before_forward(**kwargs)  # type: ignore[misc]
+        super()._before_forward(**kwargs)
         self._is_own = True
 
     def forward(self) -> Any:
@@ -41,7 +43,7 @@ class StrategyWrapper:
         return self._forward(own)
 
     def _forward(self, own: bool) -> Any:
-        return super().forward()  # type: ignore[misc]
+        return super().forward()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         made_from = type(self).__dict__.get("_made_from")

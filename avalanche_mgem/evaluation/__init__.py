@@ -14,10 +14,14 @@ if TYPE_CHECKING:
     from avalanche_mgem.evaluation.gating import GatingMetric, ShowsMask, gating_metrics
     from avalanche_mgem.evaluation.matrix import (
         average_accuracy,
+        average_incremental_accuracy,
         backward_transfer,
         forgetting,
+        forgetting_of_tasks,
         forward_transfer,
         learning_accuracy,
+        minimum_accuracy,
+        worst_case_accuracy,
     )
     from avalanche_mgem.evaluation.nonfinite import (
         ShowsSkippedSteps,
@@ -39,15 +43,19 @@ __all__ = [
     "SkippedSteps",
     "accuracy_matrix_metrics",
     "average_accuracy",
+    "average_incremental_accuracy",
     "backward_transfer",
     "decision_metrics",
     "distance_metrics",
     "forgetting",
+    "forgetting_of_tasks",
     "forward_transfer",
     "gating_metrics",
     "learning_accuracy",
+    "minimum_accuracy",
     "restriction_metrics",
     "skipped_steps_metrics",
+    "worst_case_accuracy",
 ]
 
 __getattr__, __dir__ = public_names(
@@ -64,10 +72,14 @@ __getattr__, __dir__ = public_names(
         "avalanche_mgem.evaluation.gating": ("GatingMetric", "ShowsMask", "gating_metrics"),
         "avalanche_mgem.evaluation.matrix": (
             "average_accuracy",
+            "average_incremental_accuracy",
             "backward_transfer",
             "forgetting",
+            "forgetting_of_tasks",
             "forward_transfer",
             "learning_accuracy",
+            "minimum_accuracy",
+            "worst_case_accuracy",
         ),
         "avalanche_mgem.evaluation.nonfinite": (
             "ShowsSkippedSteps",

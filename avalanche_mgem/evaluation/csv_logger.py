@@ -11,7 +11,7 @@ from avalanche.logging import BaseLogger
 from avalanche_mgem.arguments import as_path
 
 
-class ScalarCSVLogger(BaseLogger):  # type: ignore[misc]  # Avalanche ships no types
+class ScalarCSVLogger(BaseLogger):
     """Write the columns metric, step, value: one line for each scalar that a metric emits.
 
     An existing file is continued, never overwritten.

@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from avalanche_mgem.arguments import flag
+from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.restriction.similarity import Decision
 
 _COLOURS = {"frozen": "#c9d3df", "trained": "#0b4f8a"}
@@ -27,7 +28,7 @@ class ShowsDecision(Protocol):
     last_decision: Decision | None
 
 
-class DecisionMetric(PluginMetric):  # type: ignore[misc]  # Avalanche ships no types
+class DecisionMetric(PluginMetric):
     """How alike successive tasks are, and which modules trained on each.
 
     Emitted after each experience in which something was decided, as of its last decision:
@@ -67,11 +68,11 @@ class DecisionMetric(PluginMetric):  # type: ignore[misc]  # Avalanche ships no 
         values = {"Hybrid_Similarity": compared, "Hybrid_ModulesTrained": trained}
         return {name: sum(each) / len(each) for name, each in values.items() if each}
 
-    def after_training_iteration(self, strategy: Any) -> None:
+    def after_training_iteration(self, strategy: Strategy) -> None:
         """Note a decision."""
         self._note(strategy)
 
-    def after_training_exp(self, strategy: Any) -> list[MetricValue]:
+    def after_training_exp(self, strategy: Strategy) -> list[MetricValue]:
         """Emit what was decided."""
         self._note(strategy)
         if self._emitted == len(self.history):
@@ -95,7 +96,7 @@ class DecisionMetric(PluginMetric):  # type: ignore[misc]  # Avalanche ships no 
     def __str__(self) -> str:
         return "Hybrid"
 
-    def _note(self, strategy: Any) -> None:
+    def _note(self, strategy: Strategy) -> None:
         plugin = next((p for p in strategy.plugins if isinstance(p, ShowsDecision)), None)
         decision = None if plugin is None else plugin.last_decision
         if decision is not None and not (self.history and self.history[-1] is decision):

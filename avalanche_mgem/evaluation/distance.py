@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from avalanche.evaluation import PluginMetric
@@ -12,6 +11,8 @@ from avalanche.evaluation.metric_results import MetricValue
 from torch import Tensor, nn
 
 from avalanche_mgem.arguments import flag
+from avalanche_mgem.bridge.strategy import Strategy
+from avalanche_mgem.model.lazy import is_lazy
 
 # ||a - b||^2 and ||b||^2 of each parameter, by its name.
 Squares = dict[str, tuple[float, float]]
@@ -19,7 +20,7 @@ Squares = dict[str, tuple[float, float]]
 _ROOT = "model"  # what parameters of no submodule are listed under
 
 
-class DistanceMetric(PluginMetric):  # type: ignore[misc]  # Avalanche ships no types
+class DistanceMetric(PluginMetric):
     """How far each experience moved the model, in the 2-norm of all its parameters (ours).
 
     Emitted after each experience: `Distance_Absolute`, ||theta_after - theta_before||;
@@ -73,13 +74,13 @@ class DistanceMetric(PluginMetric):  # type: ignore[misc]  # Avalanche ships no 
             result["Distance_FromStart"] = self.history[-1]["Distance_FromStart"]
         return result
 
-    def before_training_exp(self, strategy: Any) -> None:
+    def before_training_exp(self, strategy: Strategy) -> None:
         """Remember where the model is."""
         self._before = _copies(strategy.model)
         if self._from_start and not self._start:
             self._start = self._before
 
-    def after_training_exp(self, strategy: Any) -> list[MetricValue]:
+    def after_training_exp(self, strategy: Strategy) -> list[MetricValue]:
         """Emit how far it is from there now."""
         moved = _squares(strategy.model, self._before)
         self._before = {}
@@ -119,8 +120,10 @@ def distance_metrics(*, modules: bool = False, from_start: bool = True) -> list[
 
 
 def _floating(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    # Quantised weights are no floating numbers; they cannot be trained either.
-    return ((n, p.detach()) for n, p in model.named_parameters() if p.is_floating_point())
+    # Quantised weights are no floating numbers; they cannot be trained either. What a lazy module
+    # has before its first forward pass is no weight yet.
+    named = model.named_parameters()
+    return ((n, p.detach()) for n, p in named if p.is_floating_point() and not is_lazy(p))
 
 
 def _copies(model: nn.Module) -> dict[str, Tensor]:

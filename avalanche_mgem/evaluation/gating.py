@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from avalanche_mgem.arguments import flag
+from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.evaluation.heat_map import heat_map
 from avalanche_mgem.evaluation.matrix import Matrix
 from avalanche_mgem.restriction.rows import kept_rows_of_layers
@@ -37,7 +38,7 @@ class ShowsMask(Protocol):
     last_scores: dict[str, Tensor] | None
 
 
-class GatingMetric(PluginMetric):  # type: ignore[misc]  # Avalanche ships no types
+class GatingMetric(PluginMetric):
     """How many rows were masked, and whether other tasks move other rows.
 
     Emitted after each experience that had a plugin which shows a mask:
@@ -110,12 +111,12 @@ class GatingMetric(PluginMetric):  # type: ignore[misc]  # Avalanche ships no ty
             matrix[t, t - len(row) : t] = matrix[t - len(row) : t, t] = row
         return matrix
 
-    def before_training_exp(self, strategy: Any) -> None:
+    def before_training_exp(self, strategy: Strategy) -> None:
         """Start the means of an experience."""
         self._earlier.merge(self._share)
         self._share, self._means = _Share(), _RowMeans()
 
-    def after_training_iteration(self, strategy: Any) -> list[MetricValue]:
+    def after_training_iteration(self, strategy: Strategy) -> list[MetricValue]:
         """Add what the iteration's mask and scores were."""
         plugin = _source(strategy)
         if plugin is None:
@@ -129,7 +130,7 @@ class GatingMetric(PluginMetric):  # type: ignore[misc]  # Avalanche ships no ty
         share.add(plugin.last_mask)
         return [_value(self, strategy, f"{name}_MB", v) for name, v in share.values().items()]
 
-    def after_training_exp(self, strategy: Any) -> list[MetricValue]:
+    def after_training_exp(self, strategy: Strategy) -> list[MetricValue]:
         """Emit what the experience's rows were, and compare them with those before."""
         values: dict[str, Any] = dict(self._share.values())
         means = self._means.values()
@@ -258,12 +259,12 @@ def _picture(matrix: Matrix) -> Figure:
     return figure
 
 
-def _value(metric: GatingMetric, strategy: Any, name: str, value: Any) -> MetricValue:
+def _value(metric: GatingMetric, strategy: Strategy, name: str, value: Any) -> MetricValue:
     stream = strategy.experience.origin_stream.name
     name, _, layer = name.partition("/")
     full = f"{name}/train_phase/{stream}_stream" + (f"/{layer}" * bool(layer))
     return MetricValue(metric, full, value, strategy.clock.train_iterations)
 
 
-def _source(strategy: Any) -> ShowsMask | None:
+def _source(strategy: Strategy) -> ShowsMask | None:
     return next((p for p in strategy.plugins if isinstance(p, ShowsMask)), None)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
+
+from avalanche_mgem.bridge.strategy import Strategy
 
 
 @runtime_checkable
@@ -17,7 +19,7 @@ class ShowsSkippedSteps(Protocol):
         """How many it has left out so far."""
 
 
-class SkippedSteps(PluginMetric):  # type: ignore[misc]  # Avalanche ships no types
+class SkippedSteps(PluginMetric):
     """How many optimiser steps were skipped, because a loss, gradient or memory row was not finite.
 
     Emitted after each experience that had a plugin which counts them: `SkippedSteps`, the number in
@@ -37,11 +39,11 @@ class SkippedSteps(PluginMetric):  # type: ignore[misc]  # Avalanche ships no ty
         """Return the number over the run so far, by name; empty where no plugin counts."""
         return {} if self._earlier is None else {"SkippedSteps": float(self._total)}
 
-    def before_training_exp(self, strategy: Any) -> None:
+    def before_training_exp(self, strategy: Strategy) -> None:
         """Note how many there were."""
         self._earlier = _skipped(strategy)
 
-    def after_training_exp(self, strategy: Any) -> list[MetricValue]:
+    def after_training_exp(self, strategy: Strategy) -> list[MetricValue]:
         """Emit how many came."""
         now = _skipped(strategy)
         if now is None or self._earlier is None:
@@ -60,6 +62,6 @@ def skipped_steps_metrics() -> list[PluginMetric]:
     return [SkippedSteps()]
 
 
-def _skipped(strategy: Any) -> int | None:
+def _skipped(strategy: Strategy) -> int | None:
     counts = [p.skipped_steps for p in strategy.plugins if isinstance(p, ShowsSkippedSteps)]
     return max(counts, default=None)

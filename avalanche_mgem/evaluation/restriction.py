@@ -11,6 +11,7 @@ from avalanche.evaluation.metric_results import MetricValue
 from torch import Tensor
 
 from avalanche_mgem.arguments import flag
+from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.restriction import Projection
 
 
@@ -25,7 +26,7 @@ class ShowsProjection(Protocol):
     last_projection: Projection | None
 
 
-class RestrictionMetric(PluginMetric):  # type: ignore[misc]  # Avalanche ships no types
+class RestrictionMetric(PluginMetric):
     """How often and how far the gradient was moved, over the iterations that had a memory.
 
     Emitted after each experience that had a memory, as the means over its iterations:
@@ -65,11 +66,11 @@ class RestrictionMetric(PluginMetric):  # type: ignore[misc]  # Avalanche ships 
         """Return the means over the whole run so far, by name; empty where there was no memory."""
         return self._run.values()
 
-    def before_training_exp(self, strategy: Any) -> None:
+    def before_training_exp(self, strategy: Strategy) -> None:
         """Start the means of an experience."""
         self._experience, self._duals = _Means(), []
 
-    def after_training_iteration(self, strategy: Any) -> list[MetricValue]:
+    def after_training_iteration(self, strategy: Strategy) -> list[MetricValue]:
         """Add what the iteration's projection did."""
         plugin = _source(strategy)
         projection = None if plugin is None else plugin.last_projection
@@ -85,7 +86,7 @@ class RestrictionMetric(PluginMetric):  # type: ignore[misc]  # Avalanche ships 
             self._duals.append(projection.dual[violated].flatten())
         return self._emit(strategy, values, "_MB") if self._minibatch else []
 
-    def after_training_exp(self, strategy: Any) -> list[MetricValue]:
+    def after_training_exp(self, strategy: Strategy) -> list[MetricValue]:
         """Emit the means over the experience."""
         emitted: dict[str, Any] = dict(self._experience.values())
         if self._duals:
@@ -96,7 +97,7 @@ class RestrictionMetric(PluginMetric):  # type: ignore[misc]  # Avalanche ships 
         return "Restriction"
 
     def _emit(
-        self, strategy: Any, values: Mapping[str, Any], suffix: str = ""
+        self, strategy: Strategy, values: Mapping[str, Any], suffix: str = ""
     ) -> list[MetricValue]:
         stream = strategy.experience.origin_stream.name
         step = strategy.clock.train_iterations
@@ -172,5 +173,5 @@ def _generalization(plugin: Any) -> dict[str, float]:
     return {"GeneralizationGap": sum(gaps.values()) / len(gaps), **each}
 
 
-def _source(strategy: Any) -> ShowsProjection | None:
+def _source(strategy: Strategy) -> ShowsProjection | None:
     return next((p for p in strategy.plugins if isinstance(p, ShowsProjection)), None)

@@ -11,6 +11,8 @@ import torch
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import JointTraining
 
+from avalanche_mgem.bridge.experiences import whole_experience
+from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.experiment.configuration import RunSpecification
 from avalanche_mgem.experiment.early import REFUSALS, check_settings, refusal
 from avalanche_mgem.experiment.run import SilentLogger, build_strategy, quiet_avalanche
@@ -83,6 +85,11 @@ def check_scenario(scenario: Any) -> None:
             "stream must have as many test as training experiences and at least one, got "
             f"{lengths[0]} training and {lengths[1]} test experiences"
         )
+    if any(whole_experience(experience) is None for experience in scenario.train_stream):
+        raise ValueError(
+            "stream must have training experiences that are a task each, got a blurry one, whose "
+            "experiences hold samples of several: its accuracies make no matrix of tasks"
+        )
 
 
 def _check_method(specification: RunSpecification, scenario: Any) -> None:
@@ -100,7 +107,7 @@ def _check_method(specification: RunSpecification, scenario: Any) -> None:
         raise ValueError(refusal(method, budget, error)) from error
 
 
-def _check_layers(method: Method, strategy: Any, experience: Any) -> None:
+def _check_layers(method: Method, strategy: Strategy, experience: Any) -> None:
     """Let the plugins that name parts of the model find them, after those that add parts."""
     strategy.experience = experience
     plugins = getattr(strategy, "plugins", ())

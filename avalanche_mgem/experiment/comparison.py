@@ -193,6 +193,8 @@ def _progress(console: Console) -> Progress:
 def _outcome_line(specification: RunSpecification, outcome: RunResult | BaseException) -> str:
     name = f"{specification.method.name}, seed {specification.seed}"
     if isinstance(outcome, RunResult):
+        if outcome.diverged is not None:
+            return escape(f"{name} diverged in experience {outcome.diverged} (counted from 0)")
         acc, bwt = outcome.scores["acc"], outcome.scores["bwt"]
         return escape(f"{name}: ACC {acc:.3f}" + ("" if math.isnan(bwt) else f", BWT {bwt:+.3f}"))
     return escape(f"{name} failed: {type(outcome).__name__}: {outcome}")

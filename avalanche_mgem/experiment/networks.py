@@ -49,7 +49,7 @@ class BasicBlock(nn.Module):
         return functional.relu(self.body(x) + self.shortcut(x))
 
 
-class MultiHeadNetwork(MultiTaskModule):  # type: ignore[misc]  # Avalanche ships no types
+class MultiHeadNetwork(MultiTaskModule):
     """Shared features and a head for each task label."""
 
     def __init__(self, features: nn.Module, classifier: MultiHeadClassifier) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
@@ -167,7 +167,7 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the task."""
         self._close()
-        self._gate.release()
+        self._gate.drop()
         self.tasks += 1
 
     def _close(self) -> None:

@@ -16,6 +16,7 @@ from avalanche_mgem.huggingface.choices import Heads, Pooling
 from avalanche_mgem.huggingface.encoders import (
     counts_positions,
     encoder_inputs,
+    input_embeddings,
     is_causal,
     position_embedding,
     text_encoder,
@@ -50,8 +51,9 @@ def text_classifier(
             all others, those with a pooler among them: as one trains on what comes after it, a
             pooler made for next-sentence prediction is no better start than a mean. Padding is
             never counted, and may be on either side (on the right only for BART's kin and, before
-            transformers 5, DistilBERT, which take no positions). A pooler that is not used is taken
-            off the model.
+            transformers 5, DistilBERT, which take no positions). Funnel and CANINE, which shorten
+            texts on the way, see the padding themselves. A pooler that is not used is taken off the
+            model.
         dropout: on the pooled vector; None: what the model's configuration says for its classifier
             or for its hidden layers.
 
@@ -107,7 +109,11 @@ class TextClassifier(nn.Module):
         return logits
 
     def pooled(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Return what stands for each text [B, H], after dropout; in the dtype of the heads."""
+        """Return what stands for each text [B, H], after dropout; in the dtype of the heads.
+
+        Raises:
+            ValueError: the encoder leaves fewer states than there are tokens, as FunnelBaseModel.
+        """
         inputs = encoder_inputs(self.encoder, features, positions=self._give_positions)
         outputs = self.encoder(**inputs)
         mask = features.get("attention_mask")
@@ -121,11 +127,10 @@ class TextClassifier(nn.Module):
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the encoder's embedding of token ids, as models of transformers do."""
-        embeddings: nn.Module = self.encoder.get_input_embeddings()  # type: ignore[operator]
-        return embeddings
+        return input_embeddings(self.encoder)
 
 
-class _MultiHeadTextClassifier(TextClassifier, MultiTaskModule):  # type: ignore[misc]
+class _MultiHeadTextClassifier(TextClassifier, MultiTaskModule):
     """A head for each task label. As a MultiTaskModule it gets the task labels from Avalanche."""
 
     def forward(  # type: ignore[override]
@@ -141,7 +146,7 @@ class _MultiHeadTextClassifier(TextClassifier, MultiTaskModule):  # type: ignore
         return logits
 
 
-class _TaskHeads(MultiHeadClassifier):  # type: ignore[misc]  # Avalanche ships no types
+class _TaskHeads(MultiHeadClassifier):
     """Heads of different sizes, in one tensor: what a head lacks is masked.
 
     Avalanche's own fills up with zeros, which in the softmax of a small head are classes like any
@@ -190,7 +195,8 @@ def check_tokenizer(model: nn.Module, tokenizer: Any, *, max_length: int | None 
         raise ValueError(f"model must be one of transformers, got {type(model).__name__}")
     if max_length is not None:
         bounded_int("max_length", max_length)
-    size: int = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    embeddings: Any = input_embeddings(model)
+    size: int = embeddings.num_embeddings
     name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
     try:
         ids = _number_of_ids(tokenizer)
@@ -235,6 +241,12 @@ def _pooled(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
     """Return [B, H] of states [B, L, H] and a mask [B, L], True or 1 at tokens."""
     if mask is None:
         return {"first": states[:, 0], "last": states[:, -1], "mean": states.mean(1)}[pooling]
+    if states.shape[:2] != mask.shape:
+        raise ValueError(
+            f"the encoder returns states of shape {tuple(states.shape)} for tokens of shape "
+            f"{tuple(mask.shape)}: pooling={pooling!r} needs a state for each token; take a model "
+            "with one, such as FunnelModel in place of FunnelBaseModel, or pooling='pooler'"
+        )
     rows = torch.arange(len(states), device=states.device)
     places = torch.arange(states.shape[1], device=states.device)
     if pooling == "last":

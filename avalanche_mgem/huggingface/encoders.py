@@ -32,9 +32,16 @@ def text_encoder(model: str | Path | nn.Module) -> Any:
         )
     inner = found.get_base_model() if hasattr(found, "get_base_model") else found
     body = getattr(inner, "base_model", inner)
-    if all(isinstance(getattr(body, part, None), nn.Module) for part in ("encoder", "decoder")):
-        return body.encoder
+    # Funnel has parts of these names, and is an encoder as a whole.
+    if getattr(body.config, "is_encoder_decoder", False):
+        return body.encoder if isinstance(getattr(body, "encoder", None), nn.Module) else found
     return found if body is inner else body  # peft's wrapper stays where it wraps no head
+
+
+def input_embeddings(model: Any) -> nn.Module:
+    """Return the embedding of token ids of a model of transformers."""
+    embeddings: nn.Module = model.get_input_embeddings()
+    return embeddings
 
 
 def is_causal(config: Any) -> bool:

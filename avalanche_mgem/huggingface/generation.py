@@ -69,7 +69,7 @@ def causal_answers(
     return CausalAnswers(loaded, own, label_words, max_new_tokens=max_new_tokens)
 
 
-class _AnswersInWords(MultiTaskModule):  # type: ignore[misc]  # Avalanche ships no types
+class _AnswersInWords(MultiTaskModule):
     """What `TextToText` and `CausalAnswers` have in common."""
 
     form: ClassVar[Form]

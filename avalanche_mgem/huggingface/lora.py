@@ -19,6 +19,7 @@ from torch import Tensor
 
 from avalanche_mgem.arguments import finite, one_of, positive_int
 from avalanche_mgem.bridge.boundaries import task_boundary
+from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.huggingface.adapters import (
     Adapter,
     adapter_names,
@@ -32,7 +33,7 @@ from avalanche_mgem.huggingface.orthogonality import Penalty, orthogonality_pena
 from avalanche_mgem.model.targets import Heads, TargetModules
 
 
-class LoRAPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
+class LoRAPlugin(SupervisedPlugin):
     """Train a low-rank adapter and the output heads, and nothing else of the model.
 
     A layer's output xW' + b becomes xW' + b + (alpha / rank) xA'B', A [rank, in] and B [out, rank].
@@ -88,7 +89,7 @@ class LoRAPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
             positive_int("seed", seed, minimum=0)
         self._seed = torch.initial_seed() if seed is None else int(seed)
 
-    def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+    def before_train_dataset_adaptation(self, strategy: Strategy, **kwargs: Any) -> None:
         """Put the adapter into the model where it has none yet."""
         known = adapter_names(strategy.model)
         own = [self._name(index) for index in range(len(known))]
@@ -107,7 +108,7 @@ class LoRAPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no 
         add_adapter(strategy.model, name, self.adapter, seed=seed, device=device)
         give_to(strategy.optimizer, strategy.model)
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Freeze heads that have come since (train_heads=False)."""
         if not self.adapter.train_heads:
             freeze_heads(strategy.model, self.adapter.heads)
@@ -197,12 +198,12 @@ class OLoRAPlugin(IncLoRAPlugin):
         self.penalty = one_of("penalty", penalty, ("absolute", "squared"))
         self.last_penalty: Tensor | None = None
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Forget the penalty of the task before."""
         super().before_training_exp(strategy, **kwargs)
         self.last_penalty = None
 
-    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+    def before_backward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Add the penalty to the loss."""
         with torch.set_grad_enabled(self.orthogonality > 0):
             penalty = orthogonality_penalty(strategy.model, self.penalty)  # type: ignore[arg-type]

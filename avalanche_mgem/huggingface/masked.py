@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from avalanche_mgem.arguments import finite, positive_int
 from avalanche_mgem.huggingface.classifier import check_tokenizer
-from avalanche_mgem.huggingface.encoders import taken_names
+from avalanche_mgem.huggingface.encoders import input_embeddings, taken_names
 from avalanche_mgem.huggingface.generation import model_and_tokenizer
 from avalanche_mgem.huggingface.losses import TokenLogits
 from avalanche_mgem.streams.text.tokens import ATTENTION_MASK, INPUT_IDS
@@ -91,8 +91,7 @@ class MaskedLanguageModel(nn.Module):
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the model's embedding of token ids, as models of transformers do."""
-        embeddings: nn.Module = self.model.get_input_embeddings()  # type: ignore[operator]
-        return embeddings
+        return input_embeddings(self.model)
 
     def _hidden(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The ids as the model sees them, and which were chosen, both [B, L]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from avalanche.evaluation import PluginMetric
@@ -10,6 +10,7 @@ from avalanche.evaluation.metric_results import MetricValue
 from torch import Tensor, nn
 
 from avalanche_mgem.arguments import flag, instance, one_of
+from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.huggingface.adapters import adapter_names, lora_layers
 
 Penalty = Literal["absolute", "squared"]
@@ -51,7 +52,7 @@ class ShowsPenalty(Protocol):
     last_penalty: Tensor | None
 
 
-class OrthogonalityMetric(PluginMetric):  # type: ignore[misc]  # Avalanche ships no types
+class OrthogonalityMetric(PluginMetric):
     """O-LoRA's penalty, without its weight: the mean over the iterations that had one.
 
     Emitted after each experience that had earlier adapters, as `Orthogonality_Penalty`. The
@@ -75,11 +76,11 @@ class OrthogonalityMetric(PluginMetric):  # type: ignore[misc]  # Avalanche ship
         """Return the mean over the experience so far; None where there was no penalty."""
         return None if self._sum is None else float(self._sum) / self._count
 
-    def before_training_exp(self, strategy: Any) -> None:
+    def before_training_exp(self, strategy: Strategy) -> None:
         """Start the mean of an experience."""
         self.reset()
 
-    def after_training_iteration(self, strategy: Any) -> list[MetricValue]:
+    def after_training_iteration(self, strategy: Strategy) -> list[MetricValue]:
         """Add the iteration's penalty."""
         plugin = next((p for p in strategy.plugins if isinstance(p, ShowsPenalty)), None)
         penalty = None if plugin is None else plugin.last_penalty
@@ -90,7 +91,7 @@ class OrthogonalityMetric(PluginMetric):  # type: ignore[misc]  # Avalanche ship
         self._count += 1
         return self._emit(strategy, float(penalty), "_MB") if self._minibatch else []
 
-    def after_training_exp(self, strategy: Any) -> list[MetricValue]:
+    def after_training_exp(self, strategy: Strategy) -> list[MetricValue]:
         """Emit the mean over the experience."""
         mean = self.result()
         return [] if mean is None else self._emit(strategy, mean)
@@ -98,7 +99,7 @@ class OrthogonalityMetric(PluginMetric):  # type: ignore[misc]  # Avalanche ship
     def __str__(self) -> str:
         return "Orthogonality"
 
-    def _emit(self, strategy: Any, value: float, suffix: str = "") -> list[MetricValue]:
+    def _emit(self, strategy: Strategy, value: float, suffix: str = "") -> list[MetricValue]:
         stream = strategy.experience.origin_stream.name
         name = f"Orthogonality_Penalty{suffix}/train_phase/{stream}_stream"
         return [MetricValue(self, name, value, strategy.clock.train_iterations)]

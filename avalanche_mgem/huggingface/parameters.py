@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from avalanche_mgem.arguments import as_list, finite, instance
+from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.model.targets import check_heads, head_names, inside
 
 Group = dict[str, Any]
@@ -72,7 +73,7 @@ def parameter_groups(
     return list(groups.values())
 
 
-class ParameterGroupsPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
+class ParameterGroupsPlugin(SupervisedPlugin):
     """Puts every trainable parameter into the group that a rule says, as the model changes.
 
     Avalanche adds new parameters to the group of what is beside them in the model, and fails where
@@ -96,7 +97,7 @@ class ParameterGroupsPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanch
         self.rule = rule
         self._groups: list[Group] | None = None
 
-    def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+    def after_train_dataset_adaptation(self, strategy: Strategy, **kwargs: Any) -> None:
         """Join the groups: the model is about to grow, and Avalanche to update the optimiser."""
         optimizer: Optimizer = strategy.optimizer
         if self._groups is not None:  # what followed the last time failed
@@ -105,7 +106,7 @@ class ParameterGroupsPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanch
         joined = {**self._groups[0], "params": [p for g in self._groups for p in g["params"]]}
         optimizer.param_groups = [joined]
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Put the parameters where the rule says."""
         if self._groups is not None:
             strategy.optimizer.param_groups, self._groups = self._groups, None

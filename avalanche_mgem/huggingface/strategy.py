@@ -19,7 +19,7 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
 from avalanche_mgem.arguments import instance
-from avalanche_mgem.huggingface.encoders import taken_names
+from avalanche_mgem.huggingface.encoders import input_embeddings, taken_names
 from avalanche_mgem.streams.text.batches import Features, TextBatch
 
 _LABELS = ("labels", "label")
@@ -119,8 +119,7 @@ class KeywordModel(nn.Module):
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the model's embedding of token ids."""
-        embeddings: nn.Module = self.model.get_input_embeddings()  # type: ignore[operator]
-        return embeddings
+        return input_embeddings(self.model)
 
 
 class DictBatches:
@@ -176,7 +175,7 @@ def with_dict_batches(strategy: type[Any]) -> Any:
     return _made(base)
 
 
-class HuggingFaceStrategy(DictBatches, SupervisedTemplate):  # type: ignore[misc]
+class HuggingFaceStrategy(DictBatches, SupervisedTemplate):
     """Avalanche's SupervisedTemplate on dict batches and models of transformers; keyword-only."""
 
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 from avalanche_mgem.lazy import Lazy
 
 _WRAPPERS = "avalanche.training.supervised.strategy_wrappers"
-_BASELINES = "avalanche_mgem.methods.baselines"
+_PENALTIES = "avalanche_mgem.methods.penalties"
 _LORA = "avalanche_mgem.huggingface.lora"
 _PLUGINS = "avalanche.training.plugins"
 
 NAIVE = Lazy(f"{_WRAPPERS}:Naive", ())
 REPLAY = Lazy(f"{_WRAPPERS}:Replay", ("mem_size",))
 EWC = Lazy(f"{_WRAPPERS}:EWC", ("ewc_lambda", "mode", "decay_factor", "keep_importance_data"))
-SI = Lazy(f"{_BASELINES}:SynapticIntelligence", ("si_lambda", "eps"))
-LWF = Lazy(f"{_WRAPPERS}:LwF", ("alpha", "temperature"))
+SI = Lazy(f"{_PENALTIES}:SynapticIntelligence", ("si_lambda", "eps"))
+LWF = Lazy(f"{_PENALTIES}:LwF", ("alpha", "temperature"))
 AGEM = Lazy(f"{_WRAPPERS}:AGEM", ("patterns_per_exp", "sample_size"))
 GEM = Lazy(f"{_WRAPPERS}:GEM", ("patterns_per_exp", "memory_strength"))
 GDUMB = Lazy(f"{_WRAPPERS}:GDumb", ("mem_size",))
@@ -29,11 +29,8 @@ REPLAY_PLUGIN = Lazy(
     ("mem_size", "batch_size", "batch_size_mem", "task_balanced_dataloader", "storage_policy"),
 )
 EWC_PLUGIN = Lazy(f"{_PLUGINS}.ewc:EWCPlugin", EWC)
-SI_PLUGIN = Lazy(
-    f"{_BASELINES}:SynapticIntelligencePlugin",
-    ("si_lambda", "eps", "excluded_parameters", "device"),
-)
-LWF_PLUGIN = Lazy(f"{_PLUGINS}.lwf:LwFPlugin", LWF)
+SI_PLUGIN = Lazy(f"{_PENALTIES}:SynapticIntelligencePlugin", SI)
+LWF_PLUGIN = Lazy(f"{_PENALTIES}:LwFPlugin", LWF)
 
 MGEM_PLUGIN = Lazy("avalanche_mgem.plugins.mgem:MGEMPlugin")
 MIGU_PLUGIN = Lazy("avalanche_mgem.plugins.migu:MIGUPlugin")

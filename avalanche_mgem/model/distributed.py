@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from avalanche_mgem.model.lazy import is_lazy
+
 T = TypeVar("T")
 _ANEW = "and anew where it has grown (see avalanche_mgem.model.distributed.data_parallel)"
 
@@ -139,7 +141,7 @@ def require_in_step(model: nn.Module) -> None:
     if n_processes() == 1:
         return
     named = list(unwrapped(model).named_parameters())
-    own = [(name, _digest(p.detach()), _digest(p.grad)) for name, p in named]
+    own = [(n, _digest(None if is_lazy(p) else p.detach()), _digest(p.grad)) for n, p in named]
     all_of_them = values_of_all(own)
     if any(len(other) != len(own) for other in all_of_them):
         raise RuntimeError("the processes train models with different numbers of parameters")

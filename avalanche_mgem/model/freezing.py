@@ -8,7 +8,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.spectral_norm import SpectralNorm
+
+from avalanche_mgem.model.lazy import is_lazy
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _SINGULAR_VECTORS = ("_u", "_v")  # of torch.nn.utils.parametrizations.spectral_norm
@@ -58,7 +61,7 @@ class Freezer:
         named = dict(model.named_parameters())
         for name in parameters:
             if named[name].requires_grad:
-                named[name].requires_grad_(False)
+                named[name].requires_grad = False  # a lazy module's has no requires_grad_()
                 named[name].grad = None
                 self._parameters.append(name)
         for name in statistics:
@@ -68,6 +71,11 @@ class Freezer:
                     _put_back(submodule, self._paused[name])
                 self._statistics[name] = {n: v.clone() for n, v in moving_buffers(submodule)}
                 submodule.training = False
+
+    def frozen(self, model: nn.Module) -> list[nn.Parameter]:
+        """Return the parameters of the model that are frozen."""
+        named = dict(model.named_parameters()) if self._parameters else {}
+        return [named[name] for name in self._parameters if name in named]
 
     def keep(self, model: nn.Module) -> None:
         """Freeze again what a call of model.train() has set free, and undo what moved by it."""
@@ -88,7 +96,7 @@ class Freezer:
         named, submodules = dict(model.named_parameters()), dict(model.named_modules())
         for name in self._parameters:
             if name in named:
-                named[name].requires_grad_(True)
+                named[name].requires_grad = True
         for name in self._statistics:
             if name in submodules and model.training:
                 submodules[name].training = True
@@ -105,17 +113,23 @@ class SavedBuffers:
 
     def __init__(self, model: nn.Module) -> None:
         self._saved = [
-            (module, name, buffer, buffer.clone())
+            (module, name, buffer, None if is_lazy(buffer) else buffer.clone())
             for module in model.modules()
             for name, buffer in module.named_buffers(recurse=False)
         ]
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put all buffers back, also those that were replaced."""
+        """Put all buffers back, also those that were replaced.
+
+        Running statistics that a lazy module has made since are those that it begins with.
+        """
         for module, name, buffer, value in self._saved:
-            buffer.copy_(value)
-            module._buffers[name] = buffer
+            if value is not None:
+                buffer.copy_(value)
+                module._buffers[name] = buffer
+            elif not is_lazy(buffer) and isinstance(module, _NormBase):
+                module.reset_running_stats()
 
 
 @contextmanager
@@ -137,11 +151,13 @@ def moving_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     old_style = [hook.name for hook in hooks if isinstance(hook, SpectralNorm)]
     vectors = [name + end for name in old_style for end in _SINGULAR_VECTORS]
     for name in (*_STATISTICS, *_SINGULAR_VECTORS, *vectors):
-        if isinstance(buffer := getattr(module, name, None), Tensor):
+        buffer = getattr(module, name, None)
+        if isinstance(buffer, Tensor) and not is_lazy(buffer):
             yield name, buffer
 
 
 @torch.no_grad()
 def _put_back(module: nn.Module, values: Mapping[str, Tensor]) -> None:
     for name, buffer in moving_buffers(module):
-        buffer.copy_(values[name])
+        if name in values:
+            buffer.copy_(values[name])

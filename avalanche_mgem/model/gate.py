@@ -7,20 +7,21 @@ The core under the plugin for Avalanche and the callback for the Hugging Face Tr
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from avalanche_mgem.arguments import as_list, flag, one_of, positive_int
-from avalanche_mgem.model.holding import StepHold, hold_rows, mask_gradients
+from avalanche_mgem.model.holding import mask_gradients
 from avalanche_mgem.model.layers import (
     GatedLayer,
     find_gated_layers,
     find_heads,
     resolve_gated_layers,
 )
+from avalanche_mgem.model.lazy import is_lazy
 from avalanche_mgem.model.magnitudes import (
     MagnitudeRecorder,
     gradient_scores,
@@ -28,7 +29,9 @@ from avalanche_mgem.model.magnitudes import (
     share_scores,
     weight_scores,
 )
+from avalanche_mgem.model.optimizers import moves_by_gradient_alone
 from avalanche_mgem.model.padding import TokenMask, is_encoder_decoder, token_masks
+from avalanche_mgem.model.step_hold import StepHold, hold_rows
 from avalanche_mgem.model.targets import Heads, TargetModules, check_target_modules, inside
 from avalanche_mgem.restriction.rows import Normalize, kept_rows_of_layers, n_masked
 
@@ -100,6 +103,7 @@ class RowGate:
         self._kept: dict[str, Tensor] | None = None
         self._over = False  # whether the step is, so that its scores are to be forgotten
         self._hold: StepHold | None = None
+        self._hooks_are_enough = False  # to hold rows: seen in a step of this experience
         self._resolved: list[GatedLayer] | None = None  # the layers of these names, for a step
         self._hidden: list[tuple[nn.Parameter, Tensor]] = []  # gradients of what is ungated
         self.draws = 0
@@ -115,8 +119,9 @@ class RowGate:
         Raises:
             ValueError: what `find_gated_layers` raises; a compiled model whose outputs are wanted.
         """
-        self.release()
+        self.drop()
         self.close()
+        self._hooks_are_enough = False
         if self.score == "output":
             _refuse_compiled(model)
         layers = find_gated_layers(model, self.target_modules, heads=self.heads)
@@ -193,11 +198,24 @@ class RowGate:
                     self._hidden.append((parameter, parameter.grad))
                     parameter.grad = None
 
-    def hold(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Until `release`, let no step of the optimiser move these rows (freeze="update")."""
-        self.release()
-        if self.freeze == "update" and self.mask_fraction > 0:
-            self._hold = hold_rows(optimizer, self._layers(model), self.kept(model))
+    def hold(self, model: nn.Module, *optimizers: Any) -> None:
+        """Until `release`, let no step of the optimisers move these rows (freeze="update").
+
+        Nor what is ungated (ungated="freeze"), which most optimisers leave alone without a
+        gradient.
+        """
+        self.drop()
+        rows = self.freeze == "update" and self.mask_fraction > 0
+        hides = self.ungated == "freeze" and not all(map(moves_by_gradient_alone, optimizers))
+        if rows or hides:
+            ungated = [p for _, p in self._ungated(model) if p.requires_grad] if hides else []
+            self._hold = hold_rows(
+                optimizers,
+                self._layers(model) if rows else (),
+                self.kept(model),
+                still=ungated,
+                copy=not self._hooks_are_enough,
+            )
 
     def unhide(self) -> None:
         """Give what is ungated its gradients back after the step (ungated="freeze").
@@ -210,7 +228,13 @@ class RowGate:
                 parameter.grad = gradient
 
     def release(self) -> None:
-        """End what `hold` began."""
+        """End what `hold` began, after the step: what has moved all the same is put back."""
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            self._hooks_are_enough = hold.end()
+
+    def drop(self) -> None:
+        """End what `hold` began, after an error or without a step: nothing is put back."""
         hold, self._hold = self._hold, None
         if hold is not None:
             hold.remove()
@@ -253,7 +277,12 @@ class RowGate:
         return self._resolved
 
     def _scores(self, model: nn.Module) -> dict[str, Tensor]:
-        layers = self._layers(model)
+        # A lazy layer that no forward pass has reached has no rows yet.
+        layers = [
+            layer
+            for layer in self._layers(model)
+            if not any(is_lazy(rows.parameter) for rows in layer.rows)
+        ]
         if self.score == "output":
             return self._recorder.scores_of_all(layers)
         if self.score == "weight":

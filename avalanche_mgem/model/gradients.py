@@ -100,6 +100,13 @@ def into_row(row: Tensor, values: Sequence[Tensor | None], like: Parameters) -> 
             part.copy_(dense.reshape(-1))
 
 
+def add_to_row(row: Tensor, values: Sequence[Tensor | None], like: Parameters) -> None:
+    """Add one tensor a parameter of `like` to row [P]; None is zero."""
+    for value, columns in zip(values, positions(like), strict=True):
+        if value is not None:
+            row[columns] += _dense(value.detach()).reshape(-1)
+
+
 def write_gradients(
     parameters: Parameters, vector: Tensor, values: Sequence[Tensor | None]
 ) -> None:

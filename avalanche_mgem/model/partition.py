@@ -16,6 +16,7 @@ from typing import Literal
 from torch import nn
 
 from avalanche_mgem.arguments import as_list, instance, one_of, positive_int, suggestion
+from avalanche_mgem.model.lazy import is_lazy
 
 NamedParameters = Sequence[tuple[str, nn.Parameter]]
 ParameterGroups = (
@@ -65,8 +66,12 @@ def check_parameter_groups(parameter_groups: ParameterGroups) -> None:
 
 
 def restricted_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The parameters that training may move, by name; a shared parameter comes once."""
-    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    """The parameters that training may move, by name; a shared parameter comes once.
+
+    Those of lazy modules come as soon as a forward pass has given them their shape.
+    """
+    named = model.named_parameters()
+    return [(name, p) for name, p in named if p.requires_grad and not is_lazy(p)]
 
 
 def make_partition(

@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from avalanche_mgem.arguments import as_list, finite, one_of, positive_int
 from avalanche_mgem.bridge.boundaries import Boundary, task_boundary
+from avalanche_mgem.bridge.collation import Collate, collate_of
 from avalanche_mgem.bridge.distributed import require_unused
 from avalanche_mgem.bridge.epochs import forget_epoch, when_the_epoch_begins
-from avalanche_mgem.bridge.nonfinite import (
-    GuardsSteps,
-    OnNonFinite,
-    StepGuard,
-    all_finite,
-    place,
-)
+from avalanche_mgem.bridge.finite import all_finite
+from avalanche_mgem.bridge.forward import watch_minibatch
+from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard, place
+from avalanche_mgem.bridge.optimizers import optimizers_of
 from avalanche_mgem.bridge.paths import forget_steps, show_gradients
 from avalanche_mgem.bridge.probes import GradientProbe
 from avalanche_mgem.bridge.samples import require_samples
+from avalanche_mgem.bridge.strategy import Strategy
+from avalanche_mgem.bridge.trial import require_positions, try_probe
 from avalanche_mgem.model.blocks import Blocks, Modules, check_modules, find_blocks
 from avalanche_mgem.model.distributed import (
     first_of_all,
@@ -31,6 +31,9 @@ from avalanche_mgem.model.distributed import (
     unwrapped,
 )
 from avalanche_mgem.model.freezing import Freezer, ModelReference
+from avalanche_mgem.model.lazy import uninitialized
+from avalanche_mgem.model.optimizers import moves_by_gradient_alone
+from avalanche_mgem.model.step_hold import StepHold, hold_rows
 from avalanche_mgem.model.targets import Heads
 from avalanche_mgem.restriction.similarity import (
     Decision,
@@ -47,7 +50,7 @@ Granularity = Literal["model", "module"]
 Reference = Literal["end", "start"]
 
 
-class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untyped
+class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
     """Train few modules on a task that is like the last one, and more on one that is not.
 
     At the start of each task after the first, s = metric(g_t, g_{t-1}), g being the gradient of the
@@ -171,6 +174,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
         sequence = np.random.SeedSequence(torch.initial_seed() if seed is None else seed)
         self._probe = GradientProbe(probe_batches, int(sequence.generate_state(1)[0]))
         self._freezer = Freezer()
+        self._hold: StepHold | None = None
         self._trained = ModelReference()  # the model that the decisions were about
         self._boundary = Boundary(known=True, starts=True, ends=True)
         self._is_new = False  # whether the experience has not begun to train
@@ -182,14 +186,15 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
         self._is_first = True  # whether no task has ended
         self._earlier: dict[str, Tensor] = {}  # g_{t-1}
         self._now: dict[str, Tensor] = {}  # g_t, where the next task compares with it
-        self._open: Any = None  # data of a task of which is not known whether it has ended
+        # The data of a task of which is not known whether it has ended, and its collate function.
+        self._open: tuple[Any, Collate | None] | None = None
         self._iterations = 0  # since the last decision
 
     def thaw(self, model: nn.Module) -> None:
         """Put back what an experience has frozen, as its end does."""
         self._freezer.thaw(model)
 
-    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training(self, strategy: Strategy, **kwargs: Any) -> None:
         """Thaw what an interrupted training left frozen; begin anew in a new strategy."""
         forget_epoch(strategy)
         model = unwrapped(strategy.model)
@@ -199,22 +204,23 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
             self._begin()
         self._trained = ModelReference(model)
 
-    def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+    def before_train_dataset_adaptation(self, strategy: Strategy, **kwargs: Any) -> None:
         """Measure g_{t-1} where a task turns out to have ended, before heads grow."""
         if self._open is not None and task_boundary(strategy.experience).starts:
-            self._end_task(strategy, self._open)
+            self._end_task(strategy, *self._open)
 
-    def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+    def after_train_dataset_adaptation(self, strategy: Strategy, **kwargs: Any) -> None:
         """Refuse an experience without samples."""
         require_samples(strategy)
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Check that the arguments fit the model and the stream."""
         require_whole_parameters(strategy.model, "HybridMagnitudePlugin")
         if self.mode != "initialized":
             require_unused(strategy.model)
         self._is_new, self._waits = True, False
-        self._guard.start()
+        self._drop_hold()
+        self._guard.start(strategy, "HybridMagnitudePlugin")
         self._boundary = task_boundary(strategy.experience)
         if not self._boundary.known and self.decide_every is None and self.mode != "initialized":
             raise ValueError(
@@ -223,8 +229,13 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
             )
         if self._boundary.starts or self.last_decision is None:
             self._blocks(unwrapped(strategy.model))
+        if self.mode == "adaptive":
+            require_positions(strategy, "HybridMagnitudePlugin")
+            watch_minibatch(strategy)
+            if self._boundary.starts or self.last_decision is None:
+                self._check_probe(strategy)
 
-    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_epoch(self, strategy: Strategy, **kwargs: Any) -> None:
         """Decide where a task starts; what does not train is frozen when the epoch begins."""
         is_new, self._is_new = self._is_new, False
         starts = self._boundary.known and self._boundary.starts and is_new
@@ -233,29 +244,48 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
         self._waits = True
         when_the_epoch_begins(strategy, self._epoch_begins)
 
-    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         """See to it that what is frozen stays so."""
         self._epoch_begins(strategy)
         self._freezer.keep(unwrapped(strategy.model))
         self._guard.open(strategy)
 
-    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+    def before_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         """See to it that what is frozen stays so, whoever called model.train() since."""
         self._freezer.keep(unwrapped(strategy.model))
 
-    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+    def after_backward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Note the loss."""
         self._guard.add_loss(strategy)
 
-    def before_update(self, strategy: Any, **kwargs: Any) -> None:
-        """Skip a step that is not finite."""
+    def before_update(self, strategy: Strategy, **kwargs: Any) -> None:
+        """Skip a step that is not finite; hold what is frozen where the optimiser may move it."""
+        self._guard.watch(strategy)
         self._guard.allows(strategy)
+        self._drop_hold()
+        optimizers = optimizers_of(strategy)
+        frozen = self._freezer.frozen(unwrapped(strategy.model))
+        if frozen and not all(map(moves_by_gradient_alone, optimizers)):
+            self._hold = hold_rows(optimizers, (), {}, still=frozen, copy=True)
 
-    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+    def after_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """End the step."""
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            hold.end()
         self._guard.close()
 
-    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+    def release_hooks(self) -> None:
+        """Take off what a step that an error has ended has left."""
+        super().release_hooks()
+        self._drop_hold()
+
+    def _drop_hold(self) -> None:
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            hold.remove()
+
+    def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         """Decide in the midst of an epoch, where a stream has no task boundaries."""
         self._iterations += 1
         # Here and not before an iteration, so that all plugins see the same parameters in one.
@@ -266,40 +296,54 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
             self._freeze(strategy)
             show_gradients(unwrapped(strategy.model), frozen)
 
-    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+    def after_training_epoch(self, strategy: Strategy, **kwargs: Any) -> None:
         """Thaw: any epoch may be the last, and whatever ends a task needs the whole model."""
         model = unwrapped(strategy.model)
         self._freezer.keep(model)
         self._freezer.pause(model)
 
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Measure g_{t-1} at the end of a task (reference="end")."""
         model = unwrapped(strategy.model)
         self._freezer.keep(model)
         self.thaw(model)
+        dataset = strategy.experience.dataset
+        collate = collate_of(strategy.dataloader, dataset)
         if self._boundary.ends:
-            self._end_task(strategy, strategy.experience.dataset)
+            self._end_task(strategy, dataset, collate)
         elif self._boundary.known:
-            self._open = strategy.experience.dataset if self._measures_ends else ()
+            self._open = (dataset, collate) if self._measures_ends else (None, None)
 
     @property
     def _measures_ends(self) -> bool:
         return self.mode == "adaptive" and self.reference == "end"
 
-    def _end_task(self, strategy: Any, dataset: Any) -> None:
+    def _end_task(self, strategy: Strategy, dataset: Any, collate: Collate | None) -> None:
         """Replace g_{t-1}, and not before: a task that was interrupted may be trained again."""
         earlier = self._now
         if self._measures_ends:
             blocks = self._blocks(unwrapped(strategy.model))
-            earlier = self._gradient(strategy, dataset, blocks)
+            earlier = self._gradient(strategy, dataset, blocks, collate)
         self._earlier, self._now = earlier, {}
         self._open, self._is_first = None, False
+
+    def _check_probe(self, strategy: Strategy) -> None:
+        """Refuse what would fail at the first gradient."""
+        at_start = self.reference == "start" or not self._boundary.known
+        waiting = uninitialized(unwrapped(strategy.model))
+        if waiting and at_start and self._is_first:
+            reference = "reference='start'" if self._boundary.known else "decide_every"
+            raise ValueError(
+                f"{reference} measures a gradient before the first forward pass, which "
+                f"{waiting[0]} of a lazy layer waits for: run a batch through the model first"
+            )
+        try_probe(strategy)
 
     def _is_due(self) -> bool:
         every = self.decide_every
         return not self._boundary.known and every is not None and self._iterations >= every
 
-    def _decide(self, strategy: Any) -> None:
+    def _decide(self, strategy: Strategy) -> None:
         self.thaw(unwrapped(strategy.model))
         blocks = self._blocks(unwrapped(strategy.model))
         at_start = self.reference == "start" or not self._boundary.known
@@ -330,11 +374,11 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
             trained = names[: n_trained(overall, self.low, high, self.threshold, self.schedule)]
         return Decision(overall, each, trained, names)
 
-    def _epoch_begins(self, strategy: Any) -> None:
+    def _epoch_begins(self, strategy: Strategy) -> None:
         if self._waits:
             self._freeze(strategy)
 
-    def _freeze(self, strategy: Any) -> None:
+    def _freeze(self, strategy: Strategy) -> None:
         """Freeze what the last decision left out; a module that came since trains."""
         self._waits = False
         decision = self.last_decision
@@ -363,9 +407,18 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
             raise ValueError("low=0 trains the output heads alone, and the model has none to train")
         return blocks
 
-    def _gradient(self, strategy: Any, dataset: Any, blocks: Blocks) -> dict[str, Tensor]:
-        names = [name for module in blocks.parameters.values() for name in module]
-        gradient = self._probe.gradient(strategy, dataset, names)
+    def _gradient(
+        self, strategy: Strategy, dataset: Any, blocks: Blocks, collate: Collate | None = None
+    ) -> dict[str, Tensor]:
+        waiting = uninitialized(unwrapped(strategy.model))
+        named = [name for module in blocks.parameters.values() for name in module]
+        names = [name for name in named if name not in waiting]
+        gradient = self._probe.gradient(strategy, dataset, names, collate)
+        if len(uninitialized(unwrapped(strategy.model))) < len(waiting):
+            raise ValueError(
+                f"{waiting[0]} of a lazy layer had no shape when the gradient of a task was to be "
+                "measured, which would have drawn its weights: run a batch through the model first"
+            )
         if all_finite(gradient.values()):
             return gradient
         if self.on_nonfinite == "raise":
@@ -378,7 +431,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc
         return {}
 
 
-def _epoch_goes_on(strategy: Any) -> bool:
+def _epoch_goes_on(strategy: Strategy) -> bool:
     """Whether a minibatch follows; if not, the next epoch's start can decide."""
     return bool(strategy.clock.train_epoch_iterations + 1 < len(strategy.dataloader))
 

@@ -15,26 +15,29 @@ from torch import Tensor, nn
 
 from avalanche_mgem.arguments import finite, one_of, positive_int
 from avalanche_mgem.bridge.boundaries import task_boundary
+from avalanche_mgem.bridge.classes import class_targets
+from avalanche_mgem.bridge.collation import Transform, collate_of
 from avalanche_mgem.bridge.distributed import samples_a_step
+from avalanche_mgem.bridge.finite import row_reason
+from avalanche_mgem.bridge.forward import require_loss_of_past, watch_minibatch
 from avalanche_mgem.bridge.generalization import GeneralizationProbe
 from avalanche_mgem.bridge.memory import EpisodicMemory, MemoryGroup, Selection, Split
-from avalanche_mgem.bridge.nonfinite import (
-    GuardsSteps,
-    OnNonFinite,
-    OptimizerSnapshot,
-    StepGuard,
-    row_reason,
-)
+from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard
+from avalanche_mgem.bridge.optimizers import optimizers_of
 from avalanche_mgem.bridge.rows import BatchNorm, MemoryRows, Passes
 from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.bridge.size import check_size, rows_of_stream
 from avalanche_mgem.bridge.still import HoldsStill, Still, held_still
+from avalanche_mgem.bridge.strategy import Strategy
+from avalanche_mgem.bridge.trial import require_positions, try_memory
+from avalanche_mgem.bridge.watch import Action, Order
 from avalanche_mgem.model.distributed import (
     first_vector,
     require_whole_parameters,
     unwrapped,
 )
 from avalanche_mgem.model.gradients import GradientMatrix, positions, write_gradients
+from avalanche_mgem.model.lazy import uninitialized
 from avalanche_mgem.model.partition import (
     ParameterGroups,
     Partition,
@@ -43,6 +46,7 @@ from avalanche_mgem.model.partition import (
     check_parameter_groups,
     restricted_parameters,
 )
+from avalanche_mgem.model.snapshot import OptimizerSnapshot
 from avalanche_mgem.model.steps import StepRecorder, step_rates
 from avalanche_mgem.restriction import (
     ConstantSchedule,
@@ -58,7 +62,7 @@ from avalanche_mgem.restriction.rounds import Ridge
 _GEM_RIDGE = 1e-3
 
 
-class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untyped
+class MGEMPlugin(GuardsSteps, SupervisedPlugin):
     """Restrict every update so that it does no harm to the memory of past tasks.
 
     Runs on `before_training_iteration` (the gradients of the memory), on `after_backward` (the
@@ -123,13 +127,17 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
         memory_batchnorm: the running statistics of normalisation layers in the memory's forward
             passes: "update" (as GEM) or "restore".
         memory_device: where the memory is kept; None: on the strategy's device.
+        memory_transform: the transformations of the data set that the memory's samples are read
+            through: "eval" (default, as Avalanche's GEMPlugin) or "train", where those of
+            evaluation make no batch that the model can be trained on. Of an augmentation one
+            outcome is kept for each sample, drawn from the plugin's own random numbers.
         generalization_every: None (off), or every how many iterations to measure how far the
             restriction generalises from the memory to the past tasks: the cosine of z with the
             gradient on a task's memory minus that on as many samples held out of the same task. It
             costs one more gradient a task and changes nothing about the run.
-        seed: of the memory's selection, split and memory_batch_size, and of dropout in its forward
-            passes. None: torch's current initial seed. The global random states are never drawn
-            from.
+        seed: of the memory's selection, split, augmentation and memory_batch_size, and of dropout
+            in its forward passes. None: torch's current initial seed. The global random states are
+            never drawn from.
         on_nonfinite: a step with NaN or Inf in its loss, a gradient or a memory row: "raise" an
             error that names it, or "skip" it: no weight, no state of the optimiser and no running
             statistic changes by it; see `avalanche_mgem.bridge.nonfinite.StepGuard`. A memorised
@@ -175,6 +183,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
         max_row_bytes: int | None = None,
         memory_batchnorm: BatchNorm = "update",
         memory_device: torch.device | str | None = None,
+        memory_transform: Transform = "eval",
         generalization_every: int | None = None,
         seed: int | None = None,
         on_nonfinite: OnNonFinite = "raise",
@@ -197,6 +206,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
             groups=memory_groups,
             split=memory_split,
             selection=memory_selection,
+            transform=memory_transform,
             device=memory_device,
             held_out=generalization_every is not None,
             seed=seeds[0],
@@ -238,13 +248,14 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
         self._strengths = torch.empty(0)  # one a memory row; empty: nothing to restrict with
         self._experience = -1
         self._boundaries_known = True
+        self._waits_for_shapes = False  # of lazy layers, to check partition and size
 
-    def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+    def after_train_dataset_adaptation(self, strategy: Strategy, **kwargs: Any) -> None:
         """Refuse an experience without samples."""
         require_samples(strategy)
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Check partition and size; open the memory of a task that starts."""
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
+        """Check partition, size and samples; open the memory of a task that starts."""
         require_whole_parameters(strategy.model, "MGEMPlugin")
         self.memory.agree()
         boundary = task_boundary(strategy.experience)
@@ -255,7 +266,9 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
             self._experience += 1
         if self.memory.device is None:
             self.memory.device = strategy.device
-        self._partition(unwrapped(strategy.model))
+        self._waits_for_shapes = bool(uninitialized(strategy.model))
+        if not self._waits_for_shapes:
+            self._check_model(strategy)
         beside = any(isinstance(plugin, HoldsStill) for plugin in strategy.plugins)
         if beside and self._rows.refresh_every > 1:
             raise ValueError(
@@ -263,10 +276,11 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
                 f"step, such as MIGUPlugin, got {self._rows.refresh_every}"
             )
         self._rows.start_experience()
-        self._guard.start()
-        self._check_size(strategy)
+        self._guard.start(strategy, "MGEMPlugin")
+        self._check_samples(strategy, tries=boundary.starts or self._experience == 0)
+        watch_minibatch(strategy)
 
-    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         """Compute one gradient for each group of the memory."""
         self._guard.open(strategy)
         self.last_projection = None
@@ -279,28 +293,33 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
             with self._timed("memory"):
                 self._fill_rows(strategy, groups)
 
-    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+    def after_backward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Project the gradient (restrict="gradient")."""
         self._guard.add_loss(strategy)
+        if self._waits_for_shapes:
+            self._waits_for_shapes = False
+            self._check_model(strategy)
         if self.restrict == "update" or not len(self._strengths):
             return
         # What is not finite may lie where the projection does not look.
         if self._guard.allows(strategy):
-            try:
-                self._restrict_gradient(strategy)
-            except FloatingPointError as error:
-                self._guard.refuse(strategy, error, self._row_reason(strategy))
+            self._restrict_gradient(strategy)
+        self._guard.acted()
 
-    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+    def before_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """Skip a step that is not finite; remember where it begins (restrict="update")."""
+        restricts = self.restrict == "gradient" and len(self._strengths) > 0
+        again = Action(Order.PROJECT, self._restrict_again, argument="restrict='update'")
+        self._guard.watch(strategy, *([again] if restricts else []))
         if not self._guard.allows(strategy):
             return
         if self.restrict == "update" and len(self._strengths):
-            self._step.start(self._parameters(unwrapped(strategy.model)), strategy.optimizer)
+            optimizers = optimizers_of(strategy)
+            self._step.start(self._parameters(unwrapped(strategy.model)), optimizers)
             if self.on_nonfinite == "skip":
-                self._undo = OptimizerSnapshot(strategy.optimizer)
+                self._undo = OptimizerSnapshot(*optimizers)
 
-    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+    def after_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """Project the step that the optimiser took (restrict="update")."""
         if self.restrict == "update" and len(self._strengths) and not self._guard.skips:
             with self._timed("projection"):
@@ -308,12 +327,23 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
         self._undo = None
         self._guard.close()
 
-    def _restrict_gradient(self, strategy: Any) -> None:
+    def _restrict_again(self, strategy: Strategy, loss: Any) -> None:
+        """Project a gradient that the step has made itself."""
+        if not self._guard.skips:
+            self._restrict_gradient(strategy)
+
+    def _restrict_gradient(self, strategy: Strategy) -> None:
+        try:
+            self._project_gradient(strategy)
+        except FloatingPointError as error:
+            self._guard.refuse(strategy, error, self._row_reason(strategy))
+
+    def _project_gradient(self, strategy: Strategy) -> None:
         parameters = self._parameters(unwrapped(strategy.model))
-        rates = step_rates(parameters, strategy.optimizer)
+        rates = step_rates(parameters, optimizers_of(strategy))
         held = held_still(strategy, of="gradient")
         still = [
-            name in held.parameters or (rate == 0 and self.unused_parameters == "exclude")
+            name in held.parameters or (rate.value == 0 and self.unused_parameters == "exclude")
             for name, rate in zip(self._names, rates, strict=True)
         ]
         gradients = [None if s else p.grad for p, s in zip(parameters, still, strict=True)]
@@ -322,23 +352,25 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
             if projected is not None:
                 write_gradients(parameters, projected, gradients)
 
-    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_epoch(self, strategy: Strategy, **kwargs: Any) -> None:
         """Begin a pass of the memory's ring over the experience (memory_selection="ring")."""
-        self.memory.start_pass(strategy.experience.dataset)
+        dataset = strategy.experience.dataset
+        self.memory.start_pass(dataset, collate_of(strategy.dataloader, dataset))
 
-    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+    def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         """Let the memory's ring keep in step (memory_selection="ring")."""
         self.memory.advance(samples_a_step(strategy))
 
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Take samples of the experience; close the memory of a task that ends."""
-        self.memory.observe_dataset(strategy.experience.dataset)
+        dataset = strategy.experience.dataset
+        self.memory.observe_dataset(dataset, collate_of(strategy.dataloader, dataset))
         if task_boundary(strategy.experience).ends:
             self.memory.close_task()
         self._strengths = torch.empty(0)
         self._step.forget()
 
-    def _restrict_step(self, strategy: Any) -> None:
+    def _restrict_step(self, strategy: Strategy) -> None:
         parameters = self._parameters(unwrapped(strategy.model))
         update = self._step.finish(parameters)
         self._matrix.scale_rows(self._step.metric, parameters)
@@ -353,7 +385,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
         if projected is not None:
             self._step.redo(parameters, self._matrix.gradient, projected)
 
-    def _row_reason(self, strategy: Any) -> str | None:
+    def _row_reason(self, strategy: Strategy) -> str | None:
         columns = positions(self._parameters(unwrapped(strategy.model)))
         return row_reason(
             self._matrix.rows[: len(self._strengths)],
@@ -387,7 +419,25 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
         per_task = self.memory_strength_per == "task"
         return torch.tensor([strength * (g.share if per_task else 1.0) for g in groups])
 
-    def _check_size(self, strategy: Any) -> None:
+    def _check_samples(self, strategy: Strategy, *, tries: bool) -> None:
+        """Refuse what would fail when the task has been trained on."""
+        require_loss_of_past(strategy)
+        require_positions(strategy, "MGEMPlugin")
+        if self.memory.needs_classes:
+            class_targets(strategy.experience.dataset)
+        if tries:
+            try_memory(
+                strategy,
+                self.memory.transform,
+                grouped=self._rows.passes == "grouped",
+                draws=self._rows.draws_from(self.memory.largest_group),
+            )
+
+    def _check_model(self, strategy: Strategy) -> None:
+        self._partition(unwrapped(strategy.model))
+        self._check_size(strategy)
+
+    def _check_size(self, strategy: Strategy) -> None:
         classes = getattr(strategy.experience, "classes_in_this_experience", ())
         added = self.memory.most_groups(len(classes)) + self._probe.rows_a_task
         closed = len(self.memory.closed_groups()) + len(self.memory) * self._probe.rows_a_task
@@ -397,7 +447,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untype
         at_end = rows_of_stream(strategy.experience, closed, added)
         check_size(at_end, parameters, self.max_row_bytes, "in the stream's last experience")
 
-    def _fill_rows(self, strategy: Any, groups: list[MemoryGroup]) -> None:
+    def _fill_rows(self, strategy: Strategy, groups: list[MemoryGroup]) -> None:
         named = restricted_parameters(unwrapped(strategy.model))
         self._names, parameters = [name for name, _ in named], [p for _, p in named]
         self._restricted = self._partition(unwrapped(strategy.model))

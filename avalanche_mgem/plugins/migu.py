@@ -9,8 +9,11 @@ from avalanche.training.plugins import SupervisedPlugin
 from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.bridge.boundaries import task_boundary
 from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard
+from avalanche_mgem.bridge.optimizers import optimizers_of
 from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.bridge.still import Still
+from avalanche_mgem.bridge.strategy import Strategy
+from avalanche_mgem.bridge.watch import Action, Order
 from avalanche_mgem.model.distributed import (
     require_whole_parameters,
     unwrapped,
@@ -20,7 +23,7 @@ from avalanche_mgem.model.targets import Heads, TargetModules
 from avalanche_mgem.restriction.rows import Normalize
 
 
-class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):  # type: ignore[misc]  # untyped
+class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
     """Let only those rows of linear layers move whose outputs are the largest.
 
     For each gated layer y = xW' + b, n_i is the mean of |y_i| over all tokens of the minibatch; the
@@ -121,11 +124,11 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):  # type: ignore[misc
         self._steps = 0
         self._boundaries_known = True
 
-    def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+    def after_train_dataset_adaptation(self, strategy: Strategy, **kwargs: Any) -> None:
         """Refuse an experience without samples."""
         require_samples(strategy)
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Find the layers; count the task that starts."""
         require_whole_parameters(strategy.model, "MIGUPlugin")
         self._gate.find(unwrapped(strategy.model))
@@ -135,26 +138,29 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):  # type: ignore[misc
         again = self._unfinished == (place := strategy.experience.current_experience)
         self._tasks += boundary.starts and not again
         self._unfinished = place
-        self._guard.start()
+        self._guard.start(strategy, "MIGUPlugin")
 
-    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         """Remember what a skipped step must put back (on_nonfinite="skip")."""
         self._guard.open(strategy)
 
-    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+    def before_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Begin to record the magnitudes."""
         self._gate.open(unwrapped(strategy.model), strategy.mb_x)
 
-    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+    def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         """End it."""
         self._gate.close()
 
-    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+    def after_backward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Note the loss."""
         self._guard.add_loss(strategy)
 
-    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+    def before_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """Mask the gradients, and hold the rows through the step (freeze="update")."""
+        again = Action(Order.MASK, self._mask_again, argument="freeze='update'")
+        again.late = self._gate.freeze == "update"  # the rows are put back in any case
+        self._guard.watch(strategy, *([again] if self._is_active() else []))
         if not self._guard.allows(strategy):
             return
         if not self._is_active():
@@ -165,9 +171,14 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):  # type: ignore[misc
         except FloatingPointError as error:
             self._guard.refuse(strategy, error)
             return
-        self._gate.hold(unwrapped(strategy.model), strategy.optimizer)
+        self._gate.hold(unwrapped(strategy.model), *optimizers_of(strategy))
 
-    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+    def _mask_again(self, strategy: Strategy, loss: Any) -> None:
+        """Mask gradients that the step has made itself."""
+        if not self._guard.skips:
+            self._gate.mask(unwrapped(strategy.model))
+
+    def after_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """Forget the step."""
         self._gate.release()
         self._gate.unhide()
@@ -177,14 +188,15 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):  # type: ignore[misc
 
     def release_hooks(self) -> None:
         """Take off what a step that an error has ended has left in model and optimiser."""
+        super().release_hooks()
         self._gate.close()
-        self._gate.release()
+        self._gate.drop()
 
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Note that it has ended."""
         self._unfinished = None
 
-    def held_still(self, strategy: Any, *, of: str) -> Still:
+    def held_still(self, strategy: Strategy, *, of: str) -> Still:
         """Return what this step holds still, see `avalanche_mgem.bridge.still`.
 
         With freeze="gradient", masked rows of the optimiser's update are not held.

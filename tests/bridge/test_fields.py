@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from avalanche_mgem.bridge.fields import joined, own_storage, samples_of, to_device
+from avalanche_mgem.bridge.fields import OneByOne, joined, own_storage, samples_of, to_device
 
 
 class Pair(NamedTuple):
@@ -73,3 +73,23 @@ def test_a_part_of_a_large_tensor_can_be_kept_small():
     assert torch.equal(own[0], part[0])
     assert own[1] is part[1]
     assert len(pickle.dumps(own)) < len(pickle.dumps(part)) / 10
+
+
+def one_by_one():
+    return OneByOne([[torch.full((1, length), length)] for length in (2, 3, 4)])
+
+
+def test_samples_that_go_one_by_one_move_and_are_chosen_as_such():
+    batch = one_by_one()
+    moved = to_device(batch, torch.device("meta"))
+    assert type(moved) is OneByOne
+    assert all(one[0].is_meta for one in moved)
+    for chosen, lengths in ((slice(1, 3), [3, 4]), (torch.tensor([2, 0]), [4, 2])):
+        part = samples_of(batch, chosen, 3)
+        assert type(part) is OneByOne
+        assert [one[0].shape[1] for one in part] == lengths
+    again = pickle.loads(pickle.dumps(own_storage(batch)))
+    assert type(again) is OneByOne
+    assert len(again) == 3
+    with pytest.raises(ValueError, match="the samples differ in size"):
+        joined([[torch.ones(1, 2)], batch])

@@ -15,8 +15,8 @@ from torch import nn
 from transformers.optimization import Adafactor
 
 from avalanche_mgem.model import stand_in
-from avalanche_mgem.model.holding import hold_rows
 from avalanche_mgem.model.layers import find_gated_layers
+from avalanche_mgem.model.step_hold import hold_rows
 
 AdamW = partial(torch.optim.AdamW, lr=0.1, weight_decay=0.1)
 ADAFACTORS = {"transformers": partial(Adafactor, lr=0.1, weight_decay=0.1, relative_step=False)}

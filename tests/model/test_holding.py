@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from lookalikes import Conv1D, LoraLinear
 from torch import nn
 
-from avalanche_mgem.model.holding import RowKeeper, hold_rows, mask_gradients
+from avalanche_mgem.model.holding import RowKeeper, mask_gradients
 from avalanche_mgem.model.layers import find_gated_layers
+from avalanche_mgem.model.step_hold import hold_rows
 from avalanche_mgem.restriction.rows import kept_rows_of_layers
 
 OPTIMIZERS = {

@@ -8,9 +8,10 @@ from avalanche_mgem.report.figures.accuracy import FIGURES
 from avalanche_mgem.report.folder import write_report
 from avalanche_mgem.report.latex import latex_table
 from avalanche_mgem.report.markdown import markdown_table
+from avalanche_mgem.results.summary import FURTHER
 
 PICTURES = ["accuracy", "tradeoff", "forgetting", "heatmaps"]
-TABLES = ["table.md", "table.tex", "results.csv", "accuracy.csv"]
+TABLES = ["table.md", "table.tex", "scores.md", "scores.tex", "results.csv", "accuracy.csv"]
 MARK = "avalanche-mgem-report.json"
 
 
@@ -41,6 +42,8 @@ def test_one_stream_lies_in_the_folder_itself(tmp_path):
     assert len(logs) == len(results) + 1
     assert (out / "table.md").read_text() == markdown_table(results)
     assert (out / "table.tex").read_text() == latex_table(results)
+    assert (out / "scores.md").read_text() == markdown_table(results, FURTHER)
+    assert (out / "scores.tex").read_text() == latex_table(results, FURTHER)
     for name in PICTURES:
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (out / f"{name}.pdf").read_bytes().startswith(b"%PDF")

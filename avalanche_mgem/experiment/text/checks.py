@@ -11,6 +11,7 @@ from typing import Any
 from avalanche.training.plugins import GEMPlugin, LwFPlugin
 from torch import nn
 
+from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.experiment.configuration import RunSpecification
 from avalanche_mgem.experiment.models import MLPFactory, bound_to, criterion_of
 from avalanche_mgem.experiment.run import shape_and_classes
@@ -58,7 +59,7 @@ def loaded_once(specification: RunSpecification, scenario: Any) -> RunSpecificat
     return replace(specification, model=_Copies(model, criterion_of(bound)))
 
 
-def check_plugins(strategy: Any, scenario: Any) -> None:
+def check_plugins(strategy: Strategy, scenario: Any) -> None:
     """Raise ValueError for a plugin of Avalanche that cannot train on texts of this form."""
     if hasattr(scenario.train_stream[0].dataset[0][0], "shape"):
         return

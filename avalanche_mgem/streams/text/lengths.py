@@ -19,6 +19,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch.utils.data import ConcatDataset, DataLoader, Sampler
 
 from avalanche_mgem.arguments import flag, positive_int
+from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.streams.text.batches import TextBatch
 from avalanche_mgem.streams.text.tokens import INPUT_IDS
 
@@ -107,7 +108,7 @@ def _numbers(name: str, values: object) -> np.ndarray[Any, Any]:
     return array
 
 
-class LengthBuckets(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
+class LengthBuckets(SupervisedPlugin):
     """Makes a strategy train on batches of samples of similar length.
 
     Runs on before_training_epoch, when the loader is decided: the samples of each of its data sets
@@ -124,7 +125,7 @@ class LengthBuckets(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships 
         self.window = positive_int("window", window)
         self.seed = positive_int("seed", seed, minimum=0)
 
-    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_epoch(self, strategy: Strategy, **kwargs: Any) -> None:
         """Exchange the loader, unless it is exchanged already."""
         loader = strategy.dataloader
         if isinstance(loader, _BucketedLoader):
