@@ -9,7 +9,8 @@ from avalanche.evaluation import PluginMetric
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from avalanche_mgem.bridge.finite import all_finite, place
+from avalanche_mgem.bridge.finite import all_finite
+from avalanche_mgem.bridge.nonfinite import place
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.model.distributed import unwrapped
 
