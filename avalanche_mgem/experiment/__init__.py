@@ -6,6 +6,7 @@ by name, `find_method` combines them ("replay+migu"), and a `Method` of one's ow
 
 from avalanche_mgem.experiment.compare import RunsFailedError, compare
 from avalanche_mgem.experiment.configuration import NamedStream, Training
+from avalanche_mgem.experiment.fixed_stream import FixedStream
 from avalanche_mgem.experiment.loading import load_results
 from avalanche_mgem.experiment.models import (
     CNNFactory,
@@ -28,6 +29,7 @@ __all__ = [
     "METHODS",
     "TEXT_METHODS",
     "CNNFactory",
+    "FixedStream",
     "MLPFactory",
     "Memory",
     "Method",

@@ -5,9 +5,11 @@
 given to `permuted_stream`, `rotated_stream`, `split_stream` or `correlated_stream`, or several to
 `domains_stream`. `load_image_folder` reads folders of images, and `corrupted` spoils a stream's.
 `text_stream` makes one of text classification tasks; more about text is in `streams.text`.
+`scenario_from_datasets` makes one of pairs of data sets of torch, torchvision or continuum.
 """
 
 from avalanche_mgem.streams.arrays import NAMED_SOURCES, ArrayData, load_data
+from avalanche_mgem.streams.datasets import scenario_from_datasets
 from avalanche_mgem.streams.naming import (
     STREAM_KINDS,
     make_stream,
@@ -40,6 +42,7 @@ __all__ = [
     "parse_stream_name",
     "permuted_stream",
     "rotated_stream",
+    "scenario_from_datasets",
     "split_stream",
     "stream_files",
     "stream_folder",
