@@ -16,11 +16,10 @@ from typing import Any, Literal, NamedTuple, TypeGuard
 from torch import nn
 
 from avalanche_mgem.arguments import instance, suggestion
+from avalanche_mgem.model.heads import Heads, head_names
 from avalanche_mgem.model.targets import (
-    Heads,
     TargetModules,
     convolves,
-    head_names,
     inside,
     is_lora,
     join,
@@ -66,7 +65,11 @@ class GatedLayer:
 
 
 def find_gated_layers(
-    model: nn.Module, target_modules: TargetModules = None, *, heads: Heads = None
+    model: nn.Module,
+    target_modules: TargetModules = None,
+    *,
+    heads: Heads = None,
+    seen_heads: Iterable[str] | None = None,
 ) -> list[GatedLayer]:
     """Return the layers of `model` whose rows can be gated, in module order.
 
@@ -82,18 +85,21 @@ def find_gated_layers(
             must match a layer, and heads are taken in no case: see `heads`.
         heads: the output heads, names or shell patterns of modules; () for none. None: Avalanche's
             IncrementalClassifier and MultiHeadClassifier, Hugging Face's output embeddings, and
-            what is named classifier, classification_head, score, lm_head or qa_outputs at the top;
-            where there is none of these, the last linear layer.
+            what is named classifier, aux_classifier, classification_head, score, lm_head or
+            qa_outputs at the top (of a Sequential of that name, its last layer), and `seen_heads`;
+            where there is none of these, the last layer, convolution or linear.
+        seen_heads: layers that a forward pass has shown to be heads, see
+            `avalanche_mgem.model.heads.HeadWatch`.
 
     Raises:
         ValueError: a name or a pattern that matches nothing, a model without a layer to gate, a
             LoRA layer that is merged, DoRA and other variants of LoRA.
     """
     instance("model", model, nn.Module, what="a torch module")
-    known = _gateable(model)
+    known = gateable_layers(model)
     if not known:
         raise ValueError("model has no layer with rows to gate: no Linear, Conv2d, Conv1D or LoRA")
-    tops = head_names(model, known, heads)
+    tops = head_names(model, known, heads, seen_heads)
     free = {n: m for n, m in known.items() if not any(inside(n, top) for top in tops)}
     if not free:
         raise ValueError(
@@ -111,9 +117,11 @@ def find_gated_layers(
     return layers
 
 
-def find_heads(model: nn.Module, heads: Heads = None) -> list[str]:
+def find_heads(
+    model: nn.Module, heads: Heads = None, seen: Iterable[str] | None = None
+) -> list[str]:
     """Return the names of the output heads, which are no gated layers; see `find_gated_layers`."""
-    return head_names(model, _gateable(model), heads)
+    return head_names(model, gateable_layers(model), heads, seen)
 
 
 def resolve_gated_layers(model: nn.Module, names: Iterable[str]) -> list[GatedLayer]:
@@ -138,7 +146,7 @@ def _module(model: nn.Module, name: str) -> nn.Module:
         raise ValueError(f"model has no module {name!r} any more; {known}") from error
 
 
-def _gateable(model: nn.Module) -> dict[str, nn.Module]:
+def gateable_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return what has rows of some output, frozen layers too; a LoRA layer is one with its parts.
 
     The output projection of nn.MultiheadAttention is left out: its forward is never called.
