@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator
 from torch import nn
 
 from avalanche_mgem.arguments import instance, suggestion
+from avalanche_mgem.model.heads import Heads, head_names
 from avalanche_mgem.model.kinds import is_closed, layer_keys, layers_of
 from avalanche_mgem.model.targets import (
-    Heads,
     TargetModules,
-    head_names,
     inside,
     join,
     target_names,
@@ -21,7 +20,11 @@ from avalanche_mgem.model.units import GatedLayer
 
 
 def find_gated_layers(
-    model: nn.Module, target_modules: TargetModules = None, *, heads: Heads = None
+    model: nn.Module,
+    target_modules: TargetModules = None,
+    *,
+    heads: Heads = None,
+    seen_heads: Iterable[str] | None = None,
 ) -> list[GatedLayer]:
     """Return the layers of `model` whose rows can be gated, in module order.
 
@@ -41,8 +44,11 @@ def find_gated_layers(
             the projections of attention are `in_proj` and `out_proj`.
         heads: the output heads, names or shell patterns of modules; () for none. None: Avalanche's
             IncrementalClassifier and MultiHeadClassifier, Hugging Face's output embeddings, and
-            what is named classifier, classification_head, score, lm_head or qa_outputs at the top;
-            where there is none of these, the last linear layer.
+            what is named classifier, aux_classifier, classification_head, score, lm_head or
+            qa_outputs at the top (of a Sequential of that name, its last layer), and `seen_heads`;
+            where there is none of these, the last layer, convolution or linear.
+        seen_heads: layers that a forward pass has shown to be heads, see
+            `avalanche_mgem.model.heads.HeadWatch`.
 
     Raises:
         ValueError: a name or a pattern that matches nothing, a model without a layer to gate (with
@@ -50,13 +56,13 @@ def find_gated_layers(
             variants of LoRA.
     """
     instance("model", model, nn.Module, what="a torch module")
-    known = _gateable(model)
+    known = gateable_layers(model)
     if not known:
         raise ValueError(
             "model has no layer with rows to gate: no linear, convolutional or recurrent layer, "
             "attention, experts or LoRA"
         )
-    tops = head_names(model, known, heads)
+    tops = head_names(model, known, heads, seen_heads)
     free = {n: m for n, m in known.items() if not any(inside(n, top) for top in tops)}
     if not free:
         raise ValueError(
@@ -70,9 +76,11 @@ def find_gated_layers(
     return layers
 
 
-def find_heads(model: nn.Module, heads: Heads = None) -> list[str]:
+def find_heads(
+    model: nn.Module, heads: Heads = None, seen: Iterable[str] | None = None
+) -> list[str]:
     """Return the names of the output heads, which are no gated layers; see `find_gated_layers`."""
-    return head_names(model, _gateable(model), heads)
+    return head_names(model, gateable_layers(model), heads, seen)
 
 
 def resolve_gated_layers(model: nn.Module, names: Iterable[str]) -> list[GatedLayer]:
@@ -126,7 +134,7 @@ def _check_is_there(model: nn.Module, name: str) -> None:
         raise ValueError(f"model has no module {name!r} any more; {known}")
 
 
-def _gateable(model: nn.Module) -> dict[str, nn.Module]:
+def gateable_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return what has rows of some output, frozen layers too; a LoRA layer is one with its parts.
 
     Some modules have several such layers, and each goes by a name of its own.

@@ -1,25 +1,19 @@
-"""Which layers of a model are meant: what is an output head, and what `target_modules` names."""
+"""Which layers of a model are meant by `target_modules`."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TypeGuard
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from avalanche_mgem.arguments import as_list, suggestion
-from avalanche_mgem.model.lora import is_of_parameter
 
 TargetModules = str | Collection[str] | None
-Heads = str | Sequence[str] | None
 Layers = Mapping[str, nn.Module]
 
-_HEAD_CLASSES = {"IncrementalClassifier", "MultiHeadClassifier"}
-_HEAD_NAMES = {"classifier", "classification_head", "score", "lm_head", "qa_outputs"}
 _CONVOLUTIONS = (
     nn.Conv1d,
     nn.Conv2d,
@@ -67,38 +61,6 @@ def _forwards_as(module: nn.Module, kind: type[nn.Module]) -> bool:
     return isinstance(module, kind) and type(module).forward is kind.forward
 
 
-def head_names(model: nn.Module, layers: Layers, heads: Heads = None) -> list[str]:
-    """Return the names of the modules that are, or contain, output heads.
-
-    Args:
-        model: whose heads they are.
-        layers: those that may be heads, in module order.
-        heads: names or shell patterns; None: the usual ones, see `find_gated_layers`.
-
-    Raises:
-        ValueError: a pattern that matches no module.
-    """
-    if heads is None:
-        found = [head for head in _usual_heads(model) if any(inside(n, head) for n in layers)]
-        return found or [name for name, module in layers.items() if _may_be_head(module)][-1:]
-    check_heads(heads)
-    names = [name for name, _ in model.named_modules()]
-    found = []
-    for pattern in [heads] if isinstance(heads, str) else heads:
-        matched = [name for name in names if fnmatchcase(name, pattern)]
-        if not matched:
-            known = suggestion(pattern, filter(None, names))
-            raise ValueError(f"heads: {pattern!r} matches no module; {known}")
-        found += matched
-    return found
-
-
-def check_heads(heads: Heads) -> None:
-    """Raise ValueError for heads that are neither None nor a name or pattern nor a list of them."""
-    if not (heads is None or isinstance(heads, str)):
-        as_list("heads", heads, str, what="None, a name or pattern, or a list of them")
-
-
 def check_target_modules(target_modules: TargetModules) -> None:
     """Raise ValueError for what names no layer of any model: see `find_gated_layers`."""
     if isinstance(target_modules, str):
@@ -107,33 +69,7 @@ def check_target_modules(target_modules: TargetModules) -> None:
         _names(target_modules)
 
 
-def _usual_heads(model: nn.Module) -> Iterator[str]:
-    top = model.get_submodule(_wrapping(model))
-    names = {id(module): name for name, module in model.named_modules()}
-    for name, module in model.named_modules():
-        if _HEAD_CLASSES & {parent.__name__ for parent in type(module).__mro__}:
-            yield name
-        get_output: Callable[[], object] | None = getattr(module, "get_output_embeddings", None)
-        if get_output is not None or module is top:
-            children = [child for child, _ in module.named_children()]
-            yield from (join(name, child) for child in children if child in _HEAD_NAMES)
-        # Models without such a layer have the method too; it returns None, which is no module.
-        if get_output is not None and (output := id(get_output())) in names:
-            yield names[output]
-
-
-def _may_be_head(module: nn.Module) -> bool:
-    """Whether the last such layer is taken for the head where no other is known."""
-    if convolves(module) or is_recurrent(module) or isinstance(module, nn.MultiheadAttention):
-        return False
-    if is_of_parameter(module):
-        return False
-    # Nothing but its name may be asked of a parameter that has no shape yet.
-    own = [p for p in module.parameters(recurse=False) if not is_lazy(p)]
-    return isinstance(module, nn.Bilinear) or not any(p.ndim > 2 for p in own)
-
-
-def _wrapping(model: nn.Module) -> str:
+def wrapping(model: nn.Module) -> str:
     """Return the name of what DataParallel, torch.compile, peft or a user wrapped; "" for none."""
     name = ""
     while len(children := dict(model.named_children())) == 1 and children.keys() <= _WRAPPED:
@@ -161,7 +97,7 @@ def target_names(model: nn.Module, layers: Layers, target_modules: TargetModules
         linear = {name for name, m in layers.items() if not (convolves(m) or is_recurrent(m))}
         matchers = {"all-linear": linear.__contains__}
     elif isinstance(target_modules, str):
-        matchers = {target_modules: _expression(target_modules, _wrapping(model))}
+        matchers = {target_modules: _expression(target_modules, wrapping(model))}
     else:
         matchers = {target: _suffix(target) for target in _names(target_modules)}
     modules = {id(module): name for name, module in model.named_modules()}

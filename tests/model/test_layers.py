@@ -176,7 +176,7 @@ def test_the_last_linear_layer_is_the_head_where_nothing_says_so():
 )
 @pytest.mark.parametrize("wrapper", [None, "module", "_orig_mod", "model"])
 def test_heads_by_name_at_the_top(head, wrapper):
-    own = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    own = nn.ModuleDict({"dense": nn.Linear(4, 4), "out": nn.Linear(4, 2)})
     model = nn.ModuleDict({head: own, "body": nn.ModuleDict({"score": nn.Linear(4, 4)})})
     model = model if wrapper is None else nn.ModuleDict({wrapper: model})
     assert names(model) == ["body.score" if wrapper is None else f"{wrapper}.body.score"]
