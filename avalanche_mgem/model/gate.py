@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_mgem.arguments import as_list, flag, one_of, positive_int
+from avalanche_mgem.model.fused import Fused, check_fused
 from avalanche_mgem.model.holding import StepHold, hold_rows, kept_rows_of, mask_gradients
 from avalanche_mgem.model.layers import find_gated_layers, find_heads, resolve_gated_layers
 from avalanche_mgem.model.magnitudes import (
@@ -58,8 +59,9 @@ class RowGate:
 
     Attributes:
         names: of the gated layers.
-        last_scores: of the last step, float32 [n] by layer; None before the first.
-        last_mask: which rows the last step might move, bool [n] by layer; None where it was free.
+        last_scores: of the last step, float32 [n] by layer, or [experts, n]; None before the first.
+        last_mask: which rows the last step might move, bool of the same shapes; None where it was
+            free.
         draws: how many steps have drawn their rows (score="random").
     """
 
@@ -74,6 +76,7 @@ class RowGate:
         ungated: Ungated = "train",
         normalize: Normalize = "none",
         ignore_padding: bool = False,
+        fused: Fused = "layer",
         seed: int | None = None,
     ) -> None:
         n_masked(mask_fraction, 1)  # refuses what is no fraction
@@ -81,6 +84,7 @@ class RowGate:
         self.target_modules = _own_names("target_modules", target_modules)
         check_target_modules(self.target_modules)
         self.heads = cast(Heads, _own_names("heads", heads))
+        self.fused = check_fused(fused)
         self.score = one_of("score", score, ("output", "gradient", "weight", "random"))
         self.freeze = one_of("freeze", freeze, ("gradient", "update"))
         self.ungated = one_of("ungated", ungated, ("train", "freeze"))
@@ -116,7 +120,7 @@ class RowGate:
         self.close()
         if self.score == "output":
             _refuse_compiled(model)
-        layers = find_gated_layers(model, self.target_modules, heads=self.heads)
+        layers = find_gated_layers(model, self.target_modules, heads=self.heads, fused=self.fused)
         self.names = [layer.name for layer in layers]
         self._head_names = find_heads(model, self.heads)
         self._encoder_decoder = is_encoder_decoder(model)
@@ -147,9 +151,9 @@ class RowGate:
         self._recorder.close()
 
     def kept(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return which rows may move in this step, bool [n] by layer.
+        """Return which rows may move in this step, bool [n] by layer, or [experts, n].
 
-        It is the same until the next step begins.
+        It is the same until the next step begins. Of an expert that saw no token, none may.
 
         A layer that has no score, because no output of it was seen, is not there.
 
@@ -244,7 +248,7 @@ class RowGate:
 
     def _layers(self, model: nn.Module) -> list[GatedLayer]:
         if self._resolved is None:
-            self._resolved = resolve_gated_layers(model, self.names)
+            self._resolved = resolve_gated_layers(model, self.names, fused=self.fused)
         return self._resolved
 
     def _scores(self, model: nn.Module) -> dict[str, Tensor]:

@@ -51,6 +51,12 @@ def is_closed(module: nn.Module) -> bool:
     return is_lora(module) or isinstance(module, nn.MultiheadAttention) or has_experts(module)
 
 
+def may_be_fused(module: nn.Module) -> bool:
+    """Whether the module is a linear layer, or a LoRA layer on one, that may hold several."""
+    base: Any = module.base_layer if is_lora(module) else module
+    return _kind(module) in ("linear", "conv1d", "lora") and not convolves(base)
+
+
 def layers_of(
     name: str, module: nn.Module, parts: Mapping[str, Part] | None = None
 ) -> list[GatedLayer]:

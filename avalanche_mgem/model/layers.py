@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from torch import nn
 
 from avalanche_mgem.arguments import instance, suggestion
-from avalanche_mgem.model.kinds import is_closed, layer_keys, layers_of
+from avalanche_mgem.model.fused import Fused, check_fused, parts_of, require_matches
+from avalanche_mgem.model.kinds import is_closed, layer_keys, layers_of, may_be_fused
 from avalanche_mgem.model.targets import (
     Heads,
     TargetModules,
@@ -20,7 +21,11 @@ from avalanche_mgem.model.units import GatedLayer
 
 
 def find_gated_layers(
-    model: nn.Module, target_modules: TargetModules = None, *, heads: Heads = None
+    model: nn.Module,
+    target_modules: TargetModules = None,
+    *,
+    heads: Heads = None,
+    fused: Fused = "layer",
 ) -> list[GatedLayer]:
     """Return the layers of `model` whose rows can be gated, in module order.
 
@@ -42,10 +47,18 @@ def find_gated_layers(
             IncrementalClassifier and MultiHeadClassifier, Hugging Face's output embeddings, and
             what is named classifier, classification_head, score, lm_head or qa_outputs at the top;
             where there is none of these, the last linear layer.
+        fused: linear layers that hold several matrices, such as gpt2's c_attn. "layer": each is one
+            layer. "parts": each of its queries, keys and values, or the two halves of a fused
+            feed-forward layer, is a layer of its own, named after it: `attn.c_attn.q`. How they lie
+            is known of layers in transformers, timm and torchvision. A mapping: of layers by their
+            names, or the last parts of these, the sizes of the parts, which follow one after the
+            other: {"qkv": (64, 16, 16)}; where they do not fill the layer, they are repeated, as
+            in layers that are fused head by head.
 
     Raises:
         ValueError: a name or a pattern that matches nothing, a model without a layer to gate, a
-            LoRA layer that is merged, DoRA and other variants of LoRA.
+            LoRA layer that is merged, DoRA and other variants of LoRA, a fused layer of which it is
+            not known how it is divided, or sizes that do not fit it.
     """
     instance("model", model, nn.Module, what="a torch module")
     known = _gateable(model)
@@ -62,7 +75,9 @@ def find_gated_layers(
             "heads=() takes them as layers"
         )
     names = target_names(model, free, target_modules)
-    layers = [layer for layer in _layers(model, names) if layer.rows]
+    fused = check_fused(fused)
+    require_matches(fused, [name for name in names if may_be_fused(known[name])])
+    layers = [layer for layer in _layers(model, names, fused) if layer.rows]
     if not layers:
         raise ValueError("model has no layer with rows to gate: the weights of all are frozen")
     return layers
@@ -73,28 +88,34 @@ def find_heads(model: nn.Module, heads: Heads = None) -> list[str]:
     return head_names(model, _gateable(model), heads)
 
 
-def resolve_gated_layers(model: nn.Module, names: Iterable[str]) -> list[GatedLayer]:
+def resolve_gated_layers(
+    model: nn.Module, names: Iterable[str], *, fused: Fused = "layer"
+) -> list[GatedLayer]:
     """Return the layers of these names as they are now; what is frozen by now is left out.
+
+    fused: with which they were found.
 
     Raises:
         ValueError: a name that the model no longer has, or a LoRA layer that was merged since.
     """
     names = list(names)
-    found = {layer.name: layer for layer in _layers(model, names)}
+    found = {layer.name: layer for layer in _layers(model, names, fused)}
     for name in names:
         if name not in found:
             _check_is_there(model, name)
     return [found[name] for name in names if name in found and found[name].rows]
 
 
-def _layers(model: nn.Module, names: Iterable[str]) -> Iterator[GatedLayer]:
+def _layers(model: nn.Module, names: Iterable[str], fused: Fused) -> Iterator[GatedLayer]:
     """Yield all layers of the modules that have layers of these names, or keys, and only them."""
     keys_of: dict[str, list[str]] = {}
     closed: dict[str, bool] = {}
     for name in names:
         keys_of.setdefault(_owner(model, name, closed), []).append(name)
     for owner, keys in keys_of.items():
-        for layer in layers_of(owner, model.get_submodule(owner)):
+        module = model.get_submodule(owner)
+        parts = parts_of(model, owner, module, fused) if may_be_fused(module) else None
+        for layer in layers_of(owner, module, parts):
             if any(inside(layer.name, key) for key in keys):
                 yield layer
 
