@@ -15,6 +15,7 @@ from transformers.trainer_callback import ExportableState
 
 from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.model.distributed import require_in_step, require_whole_parameters
+from avalanche_mgem.model.fused import Fused
 from avalanche_mgem.model.gate import Freeze, RowGate, Score, ShowsGate, Ungated
 from avalanche_mgem.model.heads import Heads
 from avalanche_mgem.model.targets import TargetModules
@@ -79,6 +80,7 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
         ungated: Ungated = "train",
         normalize: Normalize = "none",
         ignore_padding: bool = False,
+        fused: Fused = "layer",
         skip_tasks: int = 1,
         seed: int | None = None,
     ) -> None:
@@ -95,6 +97,7 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
             "ungated": ungated,
             "normalize": normalize,
             "ignore_padding": ignore_padding,
+            "fused": fused,
             "seed": seed,
         }
         self._gate = RowGate(mask_fraction, **self._arguments)
@@ -123,6 +126,7 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
             "mask_fraction": gate.mask_fraction,
             "target_modules": gate.target_modules,  # of sets, JSON knows nothing
             "heads": gate.heads,
+            "fused": gate.fused,
             "seed": gate.seed,
             "skip_tasks": self.skip_tasks,
         }

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 _TRIALS = 2
+# What was found of a parametrisation: its length and the dimension, and whether rows are apart.
+_known: WeakKeyDictionary[nn.Module, tuple[tuple[int, int], bool]] = WeakKeyDictionary()
 
 
 class CoupledRowsError(ValueError):
@@ -56,7 +59,10 @@ def _behind_parametrization(module: nn.Module, dim: int) -> dict[str, nn.Paramet
     further = [name for name, p in chain.named_parameters() if name not in own and p.requires_grad]
     if further:
         raise CoupledRowsError(f"{kinds} makes its weight with parameters of its own: {further[0]}")
-    if not _is_row_by_row(chain, list(own), dim):
+    asked = len(chain), dim
+    if _known.get(chain, (None, False))[0] != asked:  # every step asks
+        _known[chain] = asked, _is_row_by_row(chain, list(own), dim)
+    if not _known[chain][1]:
         raise CoupledRowsError(f"{kinds} makes each row of its weight of other rows too")
     return _trained({f"parametrizations.weight.{name}": p for name, p in own.items()})
 

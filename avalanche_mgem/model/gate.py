@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from avalanche_mgem.arguments import as_list, flag, one_of, positive_int
 from avalanche_mgem.model.account import MOST_LEFT_OUT, Account, account
+from avalanche_mgem.model.fused import Fused, check_fused
 from avalanche_mgem.model.heads import Heads, HeadWatch
 from avalanche_mgem.model.holding import kept_rows_of, mask_gradients
 from avalanche_mgem.model.layers import (
@@ -38,6 +39,7 @@ from avalanche_mgem.model.optimizers import moves_by_gradient_alone
 from avalanche_mgem.model.padding import TokenMask, is_encoder_decoder, token_masks
 from avalanche_mgem.model.step_hold import StepHold, hold_rows
 from avalanche_mgem.model.targets import TargetModules, check_target_modules, inside
+from avalanche_mgem.model.uncalled import as_product, can_be_product
 from avalanche_mgem.model.units import GatedLayer
 from avalanche_mgem.restriction.rows import Normalize, kept_rows_of_layers, n_masked
 
@@ -72,8 +74,9 @@ class RowGate:
 
     Attributes:
         names: of the gated layers.
-        last_scores: of the last step, float32 [n] by layer; None before the first.
-        last_mask: which rows the last step might move, bool [n] by layer; None where it was free.
+        last_scores: of the last step, float32 [n] by layer, or [experts, n]; None before the first.
+        last_mask: which rows the last step might move, bool of the same shapes; None where it was
+            free.
         draws: how many steps have drawn their rows (score="random").
     """
 
@@ -88,6 +91,7 @@ class RowGate:
         ungated: Ungated = "train",
         normalize: Normalize = "none",
         ignore_padding: bool = False,
+        fused: Fused = "layer",
         seed: int | None = None,
     ) -> None:
         n_masked(mask_fraction, 1)  # refuses what is no fraction
@@ -95,6 +99,7 @@ class RowGate:
         self.target_modules = _own_names("target_modules", target_modules)
         check_target_modules(self.target_modules)
         self.heads = cast(Heads, _own_names("heads", heads))
+        self.fused = check_fused(fused)
         self.score = one_of("score", score, ("output", "gradient", "weight", "random"))
         self.freeze = one_of("freeze", freeze, ("gradient", "update"))
         self.ungated = one_of("ungated", ungated, ("train", "freeze"))
@@ -109,8 +114,10 @@ class RowGate:
         self.last_account: Account | None = None
         self._head_names: list[str] = []
         self._heads = HeadWatch()
+        self._by_product: set[str] = set()  # layers that are not called: their weights are used
         self._heads_unseen = False  # whether the next forward pass is to show them
         self._warned = False
+        self._lost: list[str] = []  # layers of which was said that they are not seen
         self._encoder_decoder = False
         self._kept: dict[str, Tensor] | None = None
         self._over = False  # whether the step is, so that its scores are to be forgotten
@@ -146,7 +153,9 @@ class RowGate:
     def _choose(self, model: nn.Module, *, warn: bool) -> None:
         """Take the gated layers by what is known of the heads, and account for the rest."""
         seen = self._heads.found
-        layers = find_gated_layers(model, self.target_modules, heads=self.heads, seen_heads=seen)
+        layers = find_gated_layers(
+            model, self.target_modules, heads=self.heads, seen_heads=seen, fused=self.fused
+        )
         self.names = [layer.name for layer in layers]
         self._head_names = find_heads(model, self.heads, seen)
         source = "given" if self.heads is not None else "names" if seen is None else "graph"
@@ -172,7 +181,7 @@ class RowGate:
         layers = self._layers(model)
         if self._heads_unseen:
             # Whatever may turn out to be no head is recorded too, so that this step masks it.
-            layers = find_gated_layers(model, self.target_modules, heads=())
+            layers = find_gated_layers(model, self.target_modules, heads=(), fused=self.fused)
             self._heads.open(gateable_layers(model))
         if self.score == "output":
             masks = self._token_masks(batch) if self.ignore_padding else None
@@ -189,9 +198,9 @@ class RowGate:
             self._resolved = None
 
     def kept(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return which rows may move in this step, bool [n] by layer.
+        """Return which rows may move in this step, bool [n] by layer, or [experts, n].
 
-        It is the same until the next step begins.
+        It is the same until the next step begins. Of an expert that saw no token, none may.
 
         A layer that has no score, because no output of it was seen, is not there.
 
@@ -213,12 +222,39 @@ class RowGate:
         """
         self.last_scores, self.last_mask = self._scores(model), None
         layers = self._layers(model)
+        if self.score == "output" and self.last_scores:
+            self._see_uncalled([each for each in layers if each.name not in self.last_scores])
         if self.score == "output" and layers and not self.last_scores:
             known = ", ".join(layer.name for layer in layers)
             raise RuntimeError(
                 "no output of a gated layer was seen in this step: the loss was computed around "
                 f"the model's own call, or the model is compiled (layers: {known})"
             )
+
+    def _see_uncalled(self, layers: list[GatedLayer]) -> None:
+        """Look for products with the weights of layers that train and were not called.
+
+        Where none was found either, raise RuntimeError if they were named, or else warn.
+        """
+        uncalled = [layer for layer in layers if _is_trained_now(layer)]
+        new = [each.name for each in uncalled if can_be_product(each) and not self._tried(each)]
+        self._by_product.update(new)
+        self._resolved = None if new else self._resolved
+        lost = [each.name for each in uncalled if each.name not in new]
+        if not lost:
+            return
+        said = (
+            f"{len(lost)} gated layers have a gradient, and their outputs are not seen, because "
+            f"their forward is never called: {', '.join(lost[:4])}{', ...' if lost[4:] else ''}"
+        )
+        if self.target_modules is not None:
+            raise RuntimeError(f"{said}; leave them out of target_modules, or use another score")
+        if self._lost != lost:
+            self._lost = lost
+            warnings.warn(f"{said}; they train freely", stacklevel=3)
+
+    def _tried(self, layer: GatedLayer) -> bool:
+        return layer.name in self._by_product
 
     def mask(self, model: nn.Module) -> None:
         """Make the gradients zero of the rows that may not move; None stays None."""
@@ -305,7 +341,8 @@ class RowGate:
 
     def _layers(self, model: nn.Module) -> list[GatedLayer]:
         if self._resolved is None:
-            self._resolved = resolve_gated_layers(model, self.names)
+            found = resolve_gated_layers(model, self.names, fused=self.fused)
+            self._resolved = [as_product(model, e) if self._tried(e) else e for e in found]
         return self._resolved
 
     def _scores(self, model: nn.Module) -> dict[str, Tensor]:
@@ -369,6 +406,12 @@ class ShowsGate:
     def last_scores(self) -> dict[str, Tensor] | None:
         """The scores of the last step."""
         return self._gate.last_scores
+
+
+def _is_trained_now(layer: GatedLayer) -> bool:
+    """Whether the last backward pass has reached a layer."""
+    gradients = [rows.parameter.grad for rows in layer.rows]
+    return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
 
 
 def _warn_of_left_out(found: Account) -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import nn
 
+from avalanche_mgem.model.behind import CoupledRowsError, tensors_behind
 from avalanche_mgem.model.experts import (
     expert_keys,
     expert_layers,
@@ -49,6 +50,12 @@ def layer_keys(name: str, module: nn.Module) -> list[str]:
 def is_closed(module: nn.Module) -> bool:
     """Whether what is inside the module is no layer of its own."""
     return is_lora(module) or isinstance(module, nn.MultiheadAttention) or has_experts(module)
+
+
+def may_be_fused(module: nn.Module) -> bool:
+    """Whether the module is a linear layer, or a LoRA layer on one, that may hold several."""
+    base: Any = module.base_layer if is_lora(module) else module
+    return _kind(module) in ("linear", "conv1d", "lora") and not convolves(base)
 
 
 def layers_of(
@@ -124,9 +131,8 @@ def _plain_layers(
     for suffix, part in whole.items():
         rows, biases = [], []
         for prefix, owner in owners.items():
-            # A weight that is quantised or parametrised is no Parameter: it has no rows to hold.
-            if is_trained(weight := getattr(owner, "weight", None)):
-                rows.append(_rows(join(prefix, "weight"), weight, owner, part))
+            for own_name, weight in _weights(owner).items():
+                rows.append(_rows(join(prefix, own_name), weight, owner, part))
             if part is None and is_trained(bias := getattr(owner, "bias", None)):
                 biases.append((join(prefix, "bias"), bias))
         own = join(name, suffix) if suffix else name
@@ -141,6 +147,29 @@ def _n_positions(module: nn.Module) -> int:
     """The number of dimensions of a convolution's positions; none of other modules."""
     module = getattr(module, "base_layer", module)
     return len(module.kernel_size) if convolves(module) else 0  # type: ignore[arg-type]
+
+
+def _weights(owner: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable parameters behind a weight by name; none where it has no rows of its own."""
+    try:
+        return tensors_behind(owner, _dim_of_units(owner))
+    except CoupledRowsError:
+        return {}
+
+
+def why_coupled(module: nn.Module) -> str | None:
+    """Return why no row of a module's weight can be held on its own; None where rows can be."""
+    if not hasattr(module, "weight"):
+        return None
+    try:
+        tensors_behind(module, _dim_of_units(module))
+    except CoupledRowsError as error:
+        return str(error)
+    return None
+
+
+def _dim_of_units(owner: nn.Module) -> int:
+    return int(isinstance(owner, _TRANSPOSED) or _kind(owner) == "conv1d")
 
 
 def _rows(name: str, weight: nn.Parameter, owner: Any, part: Part | None) -> Rows:

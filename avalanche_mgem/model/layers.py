@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 
 from torch import nn
 
 from avalanche_mgem.arguments import instance, suggestion
+from avalanche_mgem.model.fused import Fused, check_fused, parts_of, require_matches
 from avalanche_mgem.model.heads import Heads, head_names
-from avalanche_mgem.model.kinds import is_closed, layer_keys, layers_of
+from avalanche_mgem.model.kinds import is_closed, layer_keys, layers_of, may_be_fused, why_coupled
 from avalanche_mgem.model.targets import (
     TargetModules,
     inside,
@@ -25,6 +27,7 @@ def find_gated_layers(
     *,
     heads: Heads = None,
     seen_heads: Iterable[str] | None = None,
+    fused: Fused = "layer",
 ) -> list[GatedLayer]:
     """Return the layers of `model` whose rows can be gated, in module order.
 
@@ -49,11 +52,23 @@ def find_gated_layers(
             where there is none of these, the last layer, convolution or linear.
         seen_heads: layers that a forward pass has shown to be heads, see
             `avalanche_mgem.model.heads.HeadWatch`.
+        fused: linear layers that hold several matrices, such as gpt2's c_attn. "layer": each is one
+            layer. "parts": each of its queries, keys and values, or the two halves of a fused
+            feed-forward layer, is a layer of its own, named after it: `attn.c_attn.q`. How they lie
+            is known of layers in transformers, timm and torchvision. A mapping: of layers by their
+            names, or the last parts of these, the sizes of the parts, which follow one after the
+            other: {"qkv": (64, 16, 16)}; where they do not fill the layer, they are repeated, as
+            in layers that are fused head by head.
 
     Raises:
         ValueError: a name or a pattern that matches nothing, a model without a layer to gate (with
             peft's adapters that it has instead), a LoRA layer that is merged, DoRA and other
-            variants of LoRA.
+            variants of LoRA, a fused layer of which it is not known how it is divided, or sizes
+            that do not fit it; a layer that a name or an expression means, and whose rows cannot be
+            held because its weight is made of other rows too, as under spectral normalisation.
+
+    Warns:
+        UserWarning: layers that a name or an expression means are frozen.
     """
     instance("model", model, nn.Module, what="a torch module")
     known = gateable_layers(model)
@@ -70,10 +85,33 @@ def find_gated_layers(
             "heads=() takes them as layers"
         )
     names = target_names(model, free, target_modules)
-    layers = [layer for layer in _layers(model, names) if layer.rows]
+    fused = check_fused(fused)
+    require_matches(fused, [name for name in names if may_be_fused(known[name])])
+    layers = [layer for layer in _layers(model, names, fused) if layer.rows]
+    if target_modules not in (None, "all-linear"):
+        _require_named(model, names, layers)
     if not layers:
         raise ValueError(f"model has no layer with rows to gate: {why_none_is_gated(model, names)}")
     return layers
+
+
+def _require_named(model: nn.Module, names: list[str], layers: list[GatedLayer]) -> None:
+    """Say what becomes of layers that the user has named, and that have no rows to gate."""
+    frozen = []
+    for name in names:
+        if any(inside(layer.name, name) for layer in layers):
+            continue
+        reason = why_coupled(model.get_submodule(_owner(model, name, {})))
+        if reason is not None:
+            raise ValueError(f"target_modules: {name!r} cannot be gated: {reason}")
+        frozen.append(name)
+    if frozen and layers:
+        shown = ", ".join(frozen[:4]) + (", ..." if len(frozen) > 4 else "")
+        warnings.warn(
+            f"target_modules: {len(frozen)} of the layers that are meant have no trainable rows "
+            f"and are not gated: {shown}",
+            stacklevel=4,
+        )
 
 
 def find_heads(
@@ -83,28 +121,34 @@ def find_heads(
     return head_names(model, gateable_layers(model), heads, seen)
 
 
-def resolve_gated_layers(model: nn.Module, names: Iterable[str]) -> list[GatedLayer]:
+def resolve_gated_layers(
+    model: nn.Module, names: Iterable[str], *, fused: Fused = "layer"
+) -> list[GatedLayer]:
     """Return the layers of these names as they are now; what is frozen by now is left out.
+
+    fused: with which they were found.
 
     Raises:
         ValueError: a name that the model no longer has, or a LoRA layer that was merged since.
     """
     names = list(names)
-    found = {layer.name: layer for layer in _layers(model, names)}
+    found = {layer.name: layer for layer in _layers(model, names, fused)}
     for name in names:
         if name not in found:
             _check_is_there(model, name)
     return [found[name] for name in names if name in found and found[name].rows]
 
 
-def _layers(model: nn.Module, names: Iterable[str]) -> Iterator[GatedLayer]:
+def _layers(model: nn.Module, names: Iterable[str], fused: Fused) -> Iterator[GatedLayer]:
     """Yield all layers of the modules that have layers of these names, or keys, and only them."""
     keys_of: dict[str, list[str]] = {}
     closed: dict[str, bool] = {}
     for name in names:
         keys_of.setdefault(_owner(model, name, closed), []).append(name)
     for owner, keys in keys_of.items():
-        for layer in layers_of(owner, model.get_submodule(owner)):
+        module = model.get_submodule(owner)
+        parts = parts_of(model, owner, module, fused) if may_be_fused(module) else None
+        for layer in layers_of(owner, module, parts):
             if any(inside(layer.name, key) for key in keys):
                 yield layer
 

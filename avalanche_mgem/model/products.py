@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from avalanche_mgem.model.hooks import no_hook
 from avalanche_mgem.model.operands import Operand, Outputs, factors, outputs_of
 from avalanche_mgem.model.sources import Product
+from avalanche_mgem.model.tokens import Tokens
 from avalanche_mgem.model.units import GatedLayer
 from avalanche_mgem.restriction.rows import Normalize, token_magnitudes
 
@@ -192,7 +193,7 @@ class _Calls(TorchFunctionMode):
         self, sources: Sequence[Product], see: Callable[[Outputs, Tensor | None], None]
     ) -> None:
         super().__init__()
-        self._see, self.tokens = see, _Tokens()
+        self._see, self.tokens = see, Tokens()
         self._operands: dict[int, Operand] = {}
         for source in sources:
             # Where LoRA is added to a parameter, this is what torch keeps of the sum.
@@ -235,63 +236,6 @@ def _tensors(result: Any) -> Iterator[Tensor]:
         yield result
     elif isinstance(result, tuple | list):
         yield from (tensor for tensor in result if isinstance(tensor, Tensor))
-
-
-class _Tokens:
-    """Which token of the module's input each row of a tensor is, where that is asked."""
-
-    def __init__(self) -> None:
-        self._rows: dict[int, tuple[Tensor, Tensor]] = {}
-        self._last: Tensor | None = None
-        self._n: int | None = None
-
-    def begin(self, inputs: Sequence[Any], n: int) -> None:
-        """Follow the first of the inputs, if it has n rows and another says where each goes.
-
-        Without the routing, the rows may be those of tokens that are sorted already.
-        """
-        self._n = n
-        tensors = [x for x in inputs if isinstance(x, Tensor) and x.shape[:-1].numel() == n]
-        routed = any(not x.is_floating_point() for x in tensors[1:])
-        for x in tensors[:1] if routed else ():
-            self._rows[id(x)] = x, torch.arange(n, device=x.device)
-
-    def follow(self, name: str, arguments: tuple[Any, ...], result: Any) -> None:
-        """Note which rows a function has returned, where it has been given rows."""
-        known = self._rows.get(id(arguments[0])) if self._rows and arguments else None
-        if known is None or not isinstance(result, Tensor) or result.ndim < 2:
-            return
-        rows = known[1]
-        if name == "__getitem__" and isinstance(arguments[1], Tensor):
-            rows = rows[arguments[1]]
-        elif name == "index_select":
-            rows = rows[arguments[2]]
-        elif name == "repeat_interleave":
-            rows = rows.repeat_interleave(arguments[1])
-        if result.shape[0] == len(rows) or result.shape[:-1].numel() == len(rows):
-            self._rows[id(result)] = result, rows
-
-    def of_product(self, pair: tuple[Any, Any], seen: Outputs) -> Tensor | None:
-        """Return the tokens of a product's rows, int64 [rows]; None where they are not known.
-
-        What is made of a product's rows, and multiplied again, is not followed: where there are as
-        many, they are those of the last product.
-        """
-        if self._n is None:
-            return None
-        n = len(seen.outputs)
-        for factor in pair:
-            known = self._rows.get(id(factor))
-            if known is not None and len(known[1]) == n:
-                self._last = known[1]
-                return known[1]
-        if self._last is not None and len(self._last) == n:
-            return self._last
-        operand = seen.operand
-        every = operand.source.experts is None or (operand.tensor.ndim == 3 and operand.all)
-        if not every or self._n == 0 or seen.inputs.shape[-2] != self._n:
-            return None
-        return torch.arange(n, device=seen.outputs.device) % self._n
 
 
 @dataclass

@@ -196,6 +196,7 @@ MODELS = {
             "model": MODEL,
             "target_modules": kind(None, "all-linear", ["0"], may="None"),
             "heads": kind(None, "2", ["2"], may="None|[]|()|np []|tensor [0]"),
+            "fused": one_of("layer", "parts"),
         },
     ),
 }
