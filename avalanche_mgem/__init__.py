@@ -6,9 +6,9 @@ Avalanche itself takes seconds to import.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from avalanche_mgem.lazy import public_names
 from avalanche_mgem.moved import follow_former_names
 
 if TYPE_CHECKING:
@@ -27,20 +27,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "ClipGradientPlugin": "avalanche_mgem.plugins",
-    "HybridMagnitudePlugin": "avalanche_mgem.plugins",
-    "MGEMPlugin": "avalanche_mgem.plugins",
-    "MIGUPlugin": "avalanche_mgem.plugins",
-    "HybridMagnitude": "avalanche_mgem.strategies",
-    "MGEM": "avalanche_mgem.strategies",
-    "MIGU": "avalanche_mgem.strategies",
-    "GradientAccumulation": "avalanche_mgem.bridge.accumulation",
-    "with_gradient_accumulation": "avalanche_mgem.bridge.accumulation",
-    "MixedPrecision": "avalanche_mgem.bridge.precision",
-    "with_mixed_precision": "avalanche_mgem.bridge.precision",
-}
-
 __all__ = [
     "MGEM",
     "MIGU",
@@ -56,17 +42,22 @@ __all__ = [
     "with_mixed_precision",
 ]
 
-
 follow_former_names()
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = public_names(
+    __name__,
+    {
+        "avalanche_mgem.bridge.accumulation": (
+            "GradientAccumulation",
+            "with_gradient_accumulation",
+        ),
+        "avalanche_mgem.bridge.precision": ("MixedPrecision", "with_mixed_precision"),
+        "avalanche_mgem.plugins": (
+            "ClipGradientPlugin",
+            "HybridMagnitudePlugin",
+            "MGEMPlugin",
+            "MIGUPlugin",
+        ),
+        "avalanche_mgem.strategies": ("MGEM", "MIGU", "HybridMagnitude"),
+    },
+)

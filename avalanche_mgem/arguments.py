@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
+from importlib.metadata import entry_points
 from numbers import Integral, Real
 from os import PathLike, fspath
 from pathlib import Path
@@ -17,6 +20,13 @@ if TYPE_CHECKING:
 _MOST_NAMES = 25
 LARGEST = 2**63 - 1  # int64
 _LONGEST = 100  # letters of a value in an error
+
+DEVICE_TYPES = (
+    *("cpu", "cuda", "ipu", "xpu", "mkldnn", "opengl", "opencl", "ideep", "hip", "ve", "fpga"),
+    *("maia", "xla", "lazy", "vulkan", "mps", "meta", "hpu", "mtia", "privateuseone"),
+)
+"""What torch's devices are called."""
+_DEVICE = re.compile(rf"({'|'.join(DEVICE_TYPES)})(:(\d|[1-9]\d|1[01]\d|12[0-7]))?")  # an int8
 
 
 def positive_int(name: str, value: object, *, minimum: int = 1) -> int:
@@ -36,9 +46,7 @@ def bounded_int(name: str, value: object, *, minimum: int = 1) -> int:
 
 def flag(name: str, value: object) -> bool:
     """Return `value` as a bool, or raise ValueError: it must be True or False, not a text."""
-    import numpy as np
-
-    if isinstance(value, bool | np.bool_):
+    if isinstance(value, bool) or _is_numpys_bool(value):
         return bool(value)
     raise ValueError(f"{name} must be True or False, got {value!r}")
 
@@ -130,9 +138,21 @@ def torch_device(name: str, value: Any) -> torch.device:
     try:
         return torch.device(value)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{name} must be a torch device such as 'cpu' or 'cuda:0', got {value!r}"
-        ) from error
+        raise ValueError(_no_device(name, value)) from error
+
+
+def device_name(name: str, value: Any) -> str:
+    """Return the text of `torch_device`, where it can be told without importing torch.
+
+    Text that torch itself knows is taken, other text refused, unless torch has been imported or a
+    package adds devices to it.
+    """
+    if isinstance(value, str):
+        if _DEVICE.fullmatch(value):
+            return value
+        if "torch" not in sys.modules and not entry_points(group="torch.backends"):
+            raise ValueError(_no_device(name, value))
+    return str(torch_device(name, value))
 
 
 def one_of(name: str, value: object, choices: Collection[str]) -> str:
@@ -149,6 +169,15 @@ def suggestion(value: str, choices: Iterable[str]) -> str:
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     return f"{hint}known: {', '.join(names[:_MOST_NAMES])}{more}"
+
+
+def _no_device(name: str, value: object) -> str:
+    return f"{name} must be a torch device such as 'cpu' or 'cuda:0', got {value!r}"
+
+
+def _is_numpys_bool(value: object) -> bool:
+    numpy = sys.modules.get("numpy")  # whoever has such a value has imported it
+    return numpy is not None and isinstance(value, numpy.bool_)
 
 
 def _shown(value: object) -> str:

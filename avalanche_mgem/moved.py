@@ -25,7 +25,7 @@ def _pairs(former: str, now: str, names: str) -> dict[str, str]:
 
 
 _MOVED = {
-    **_pairs("experiment.", "methods.", "method registry baselines combining:combination"),
+    **_pairs("experiment.", "methods.", "method registry combining:combination"),
     **_pairs("experiment.", "methods.", "combination methods_file methods_table"),
     **_pairs("experiment.", "results.", "result store folders file_names describe variants"),
     **_pairs("experiment.", "results.", "summary statistics csv_files:csv"),

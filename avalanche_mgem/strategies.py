@@ -11,13 +11,8 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 from torch.optim import Optimizer
 
+from avalanche_mgem.lazy import option_names
 from avalanche_mgem.plugins import HybridMagnitudePlugin, MGEMPlugin, MIGUPlugin
-
-
-def option_names(function: Any) -> set[str]:
-    """The names of the arguments that `function` (or a class) takes by keyword."""
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
 def _joined_signature(plugin: type[Any]) -> inspect.Signature:
@@ -28,8 +23,15 @@ def _joined_signature(plugin: type[Any]) -> inspect.Signature:
     return inspect.Signature([self_, *joined])
 
 
-class _PluginStrategy(SupervisedTemplate):
-    """A SupervisedTemplate whose keyword arguments are its own and those of one plugin."""
+class PluginStrategy(SupervisedTemplate):
+    """A SupervisedTemplate whose keyword arguments are its own and those of one plugin.
+
+        class MGEM(PluginStrategy):
+            PLUGIN = MGEMPlugin
+
+    Arguments by position are taken as Avalanche's strategies take them: in the template's order
+    (model, optimizer, criterion), with a warning.
+    """
 
     PLUGIN: type[Any]
 
@@ -55,12 +57,13 @@ class _PluginStrategy(SupervisedTemplate):
                 self, model=model, optimizer=optimizer, plugins=added, **options
             )
 
+        # Before Avalanche wraps it: its wrapper names by it what comes by position.
+        __init__.__signature__ = _joined_signature(cls.PLUGIN)  # type: ignore[attr-defined]
         cls.__init__ = __init__  # type: ignore[assignment,method-assign]
         super().__init_subclass__(**kwargs)
-        cls.__init__.__signature__ = _joined_signature(cls.PLUGIN)  # type: ignore[attr-defined]
 
 
-class MGEM(_PluginStrategy):
+class MGEM(PluginStrategy):
     """Fine-grained gradient episodic memory; see MGEMPlugin for its arguments and its source.
 
     All arguments are keyword arguments: those of Avalanche's SupervisedTemplate (model, optimizer,
@@ -75,7 +78,7 @@ class MGEM(_PluginStrategy):
     PLUGIN = MGEMPlugin
 
 
-class MIGU(_PluginStrategy):
+class MIGU(PluginStrategy):
     """Magnitude-based gradient updating; see MIGUPlugin for its arguments and its source.
 
     All arguments are keyword arguments, as those of `MGEM`.
@@ -88,7 +91,7 @@ class MIGU(_PluginStrategy):
     PLUGIN = MIGUPlugin
 
 
-class HybridMagnitude(_PluginStrategy):
+class HybridMagnitude(PluginStrategy):
     """The hybrid magnitude strategy; see HybridMagnitudePlugin for its arguments and its source.
 
     All arguments are keyword arguments, as those of `MGEM`.

@@ -8,6 +8,7 @@ A figure that is suddenly much better is as much a sign of a mistake as one that
 from __future__ import annotations
 
 import csv
+import math
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -29,7 +30,7 @@ Stream = tuple[str, str, str]  # its name, how many experiences, how many traini
 
 
 def means(rows: list[dict[str, str]]) -> dict[tuple[Stream, str, str], float]:
-    """Mean of each score over the seeds, by (stream, method, score)."""
+    """Mean of each score over the seeds, by (stream, method, score); NaN where one diverged."""
     values: dict[tuple[Stream, str, str], list[float]] = defaultdict(list)
     for row in rows:
         # The name of a stream of texts says which tasks, and so how many.
@@ -39,7 +40,9 @@ def means(rows: list[dict[str, str]]) -> dict[tuple[Stream, str, str], float]:
         )
         stream = row["stream"], *sizes
         for score in ("acc", "bwt", "la"):
-            if row[score]:  # joint training has no BWT
+            if row.get("diverged"):
+                values[stream, row["method"], score].append(math.nan)
+            elif row[score]:  # joint training has no BWT
                 values[stream, row["method"], score].append(float(row[score]))
     return {key: statistics.fmean(numbers) for key, numbers in values.items()}
 

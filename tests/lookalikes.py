@@ -62,6 +62,64 @@ class LoraLinear(nn.Module):
         return result
 
 
+class TopKRouter(nn.Module):
+    """transformers' routers from version 5 on, as Mixtral's."""
+
+    def __init__(self, width, n_experts, top_k=2):
+        super().__init__()
+        self.top_k = top_k
+        self.weight = nn.Parameter(torch.randn(n_experts, width))
+
+    def forward(self, x):
+        logits = nn.functional.linear(x, self.weight)
+        weights, index = logits.softmax(-1).topk(self.top_k, dim=-1)
+        return logits, weights, index
+
+
+class Experts(nn.Module):
+    """transformers' experts, as Mixtral's or, transposed and with biases, GPT-OSS's."""
+
+    def __init__(self, width, inner, n_experts, transposed=False):
+        super().__init__()
+        self.num_experts, self.is_transposed = n_experts, transposed
+        self.is_concatenated = not transposed
+        shapes = {"gate_up_proj": (2 * inner, width), "down_proj": (width, inner)}
+        for name, shape in shapes.items():
+            matrix = torch.randn(n_experts, *(shape[::-1] if transposed else shape)) / width**0.5
+            setattr(self, name, nn.Parameter(matrix))
+            if transposed:
+                setattr(self, f"{name}_bias", nn.Parameter(torch.zeros(n_experts, shape[0])))
+
+    def _linear(self, x, name, expert):
+        matrix = getattr(self, name)[expert]
+        if not self.is_transposed:
+            return nn.functional.linear(x, matrix)
+        return x @ matrix + getattr(self, f"{name}_bias")[expert]
+
+    def forward(self, x, index, weights):
+        output = torch.zeros_like(x)
+        for expert in range(self.num_experts):
+            token, place = torch.where(index == expert)
+            y = self._linear(x[token], "gate_up_proj", expert)
+            gate, up = (y[..., ::2], y[..., 1::2]) if self.is_transposed else y.chunk(2, dim=-1)
+            y = self._linear(nn.functional.silu(gate) * up, "down_proj", expert)
+            output.index_add_(0, token, y * weights[token, place, None])
+        return output
+
+
+class Mixture(nn.Module):
+    """A mixture of experts beside its input; a sample is a token."""
+
+    def __init__(self, width, inner=6, n_experts=4, transposed=False):
+        super().__init__()
+        self.router = TopKRouter(width, n_experts)
+        self.experts = Experts(width, inner, n_experts, transposed)
+
+    def forward(self, x):
+        _, weights, index = self.router(x)
+        return x + self.experts(x, index, weights)
+
+
 class Block(nn.Module):
     """Attention-like: two projections and a feed-forward layer, with names as in Llama."""
 

@@ -13,7 +13,7 @@ PACKAGE = Path(avalanche_mgem.__file__).parent
 # From the ground. What is on one floor does not import its neighbours, except within a package.
 FLOORS = [
     {"__init__"},
-    {"arguments", "files", "moved"},
+    {"arguments", "files", "lazy", "moved"},
     {"restriction", "theory", "checkpoint"},
     {"model"},
     {"bridge"},

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from avalanche_mgem.arguments import one_of
+from avalanche_mgem.bridge.finite import all_finite, is_finite
+from avalanche_mgem.bridge.optimizers import optimizers_of, require_optimizer, stepped_parameters
 from avalanche_mgem.bridge.strategy import Strategy
+from avalanche_mgem.bridge.watch import Action, Order, StepWatch
 from avalanche_mgem.model.distributed import add_up, n_processes, require_in_step, unwrapped
 from avalanche_mgem.model.freezing import SavedBuffers
 from avalanche_mgem.model.lazy import is_lazy
+from avalanche_mgem.model.optimizers import moves_by_gradient_alone
+from avalanche_mgem.model.snapshot import OptimizerSnapshot
 
 OnNonFinite = Literal["raise", "skip"]
 
@@ -21,10 +24,11 @@ OnNonFinite = Literal["raise", "skip"]
 class StepGuard:
     """Sees to it that a step is taken only where loss and gradients are finite.
 
-        guard.start()                     # before an experience
+        guard.start(strategy, name)       # before an experience
         guard.open(strategy)              # before an iteration, and before anything runs forward
         guard.add_loss(strategy)          # after a backward pass
-        if guard.allows(strategy): ...    # before the optimiser's step
+        guard.watch(strategy)             # before the optimiser's step
+        if guard.allows(strategy): ...
         guard.close()                     # after it
 
     Several iterations before one step, as when gradients are accumulated, are one step: it is
@@ -34,6 +38,12 @@ class StepGuard:
     gradient, and the buffers that the step's forward passes moved, such as running statistics, are
     put back. After it, the gradients are zero, for those who read them at the end of an iteration.
     Where a parameter itself is not finite, no step ever will be: that is an error with "skip" too.
+    (An optimiser that is not one of torch's, or LBFGS, takes the step with gradients of zero, and
+    is put back afterwards.)
+
+    Gradients that the step makes itself, by a closure or by running the model again, are looked at
+    too. A step with a closure may have moved parameters by then: all that it has moved is put back,
+    for which its beginning is kept as a copy of the parameters and of the optimiser's state.
 
     What is looked at are the gradients at the plugin's own turn; what a plugin behind it does to
     them is not seen.
@@ -57,7 +67,8 @@ class StepGuard:
     def __init__(self, on_nonfinite: OnNonFinite) -> None:
         self.on_nonfinite = one_of("on_nonfinite", on_nonfinite, ("raise", "skip"))
         self.skipped_steps = 0
-        self.start()
+        self._watch = StepWatch()
+        self._begin()
 
     def __getstate__(self) -> dict[str, object]:
         # A copy begins between two steps: what is of one step is of this model.
@@ -69,8 +80,21 @@ class StepGuard:
         """Whether the step that has begun is skipped."""
         return self._skips
 
-    def start(self) -> None:
-        """Begin an experience; forget a step that an error has ended."""
+    def start(self, strategy: Strategy, plugin: str) -> None:
+        """Begin an experience; forget a step that an error has ended.
+
+        Raises:
+            ValueError: the strategy has no optimiser; the plugin is named.
+        """
+        require_optimizer(strategy, plugin)
+        self._begin()
+
+    def release(self) -> None:
+        """Take off what a step that an error has ended has left."""
+        self._watch.release()
+
+    def _begin(self) -> None:
+        self.release()
         self._in_step = False  # whether the processes are known to be
         self._reset()
 
@@ -80,6 +104,7 @@ class StepGuard:
 
     def _forget(self) -> None:
         self._is_open = self._skips = False
+        self._undo: OptimizerSnapshot | None = None
         self._losses: list[Tensor] = []
         self._without: list[nn.Parameter] = []  # a gradient, because they lost theirs
 
@@ -99,6 +124,16 @@ class StepGuard:
         if isinstance(loss, Tensor) and loss.is_floating_point():
             self._losses.append(loss.detach())
 
+    def watch(self, strategy: Strategy, *actions: Action) -> None:
+        """Look at the gradients that the step makes itself, before these actions of the plugin."""
+        check = Action(Order.CHECK, self._check, prepare=self._keep, late=True)
+        own = [check] if _guards(strategy, self)[0] is self else []
+        self._watch.open(strategy, *own, *actions)
+
+    def acted(self) -> None:
+        """Say that the plugin has acted on the present gradients of itself."""
+        self._watch.acted()
+
     def allows(self, strategy: Strategy) -> bool:
         """Return whether the step may be taken.
 
@@ -116,8 +151,19 @@ class StepGuard:
             if _on_all_ranks(all_finite([*self._losses, *gradients]), strategy):
                 return True
             self._refuse(strategy, self._reason(strategy) or "another process has NaN or Inf")
-        self._drop_gradients(strategy)
+        self._leave_out(strategy)
         return False
+
+    def _check(self, strategy: Strategy, loss: Any) -> None:
+        """Look at gradients that the step has made, and at the loss of its closure."""
+        if isinstance(loss, Tensor) and loss.is_floating_point():
+            self._losses.append(loss.detach())
+        self.allows(strategy)
+
+    def _keep(self, strategy: Strategy) -> None:
+        """Keep what the step begins from."""
+        if self._undo is None:
+            self._undo = OptimizerSnapshot(*optimizers_of(strategy))
 
     def refuse(self, strategy: Strategy, error: FloatingPointError, row: str | None = None) -> None:
         """Skip the step, as what it needs could not be computed.
@@ -134,18 +180,33 @@ class StepGuard:
                 return
             reason = gradient
         self._refuse(strategy, reason or str(error), error)
-        self._drop_gradients(strategy)
+        self._leave_out(strategy)
 
     def close(self) -> None:
-        """End the step."""
+        """End the step.
+
+        Raises:
+            RuntimeError: it has made gradients anew that could not be restricted, see `StepWatch`.
+        """
+        if self._skips:
+            self._put_back()
         for parameter in self._without:
             parameter.grad = torch.zeros_like(parameter)
         # Another plugin may refuse the step after it was taken; so the buffers stay at hand.
         self._forget()
+        self._watch.close()
+
+    def _put_back(self) -> None:
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo.restore()
+        if self._skips and self._buffers is not None:
+            self._buffers.restore()
 
     def _refuse(self, strategy: Strategy, reason: str, error: Exception | None = None) -> None:
         guards = _guards(strategy, self)
         if any(guard.on_nonfinite == "raise" for guard in guards):
+            guards[0]._put_back()
             raise FloatingPointError(
                 f"{reason}, in {place(strategy)}; the weights are as before this step "
                 f"(on_nonfinite='skip' leaves such steps out and counts them)"
@@ -160,18 +221,27 @@ class StepGuard:
             if guard._buffers is not None:
                 guard._buffers.restore()
 
-    def _drop_gradients(self, strategy: Strategy) -> None:
-        # No optimiser touches what has no gradient, nor its state, weight decay included.
-        for parameter in {*_stepped(strategy), *strategy.model.parameters()}:
-            if parameter.grad is not None:
-                parameter.grad = None
-                self._without.append(parameter)
+    def _leave_out(self, strategy: Strategy) -> None:
+        """See to it that the step changes nothing."""
+        first = _guards(strategy, self)[0]
+        simple = all(map(moves_by_gradient_alone, optimizers_of(strategy)))
+        if not simple:
+            first._keep(strategy)
+        for parameter in {*stepped_parameters(strategy), *strategy.model.parameters()}:
+            if parameter.grad is None:
+                continue
+            if first._undo is not None:
+                parameter.grad.zero_()  # some optimisers fail without gradients
+                continue
+            # No optimiser of torch's touches what has no gradient, nor its state.
+            parameter.grad = None
+            self._without.append(parameter)
 
     def _reason(self, strategy: Strategy) -> str | None:
         return self._loss_reason() or _gradient_reason(strategy)
 
     def _loss_reason(self) -> str | None:
-        bad = (loss for loss in self._losses if not _is_finite(loss))
+        bad = (loss for loss in self._losses if not is_finite(loss))
         return next((f"the loss is NaN or Inf, got {float(loss.sum())}" for loss in bad), None)
 
 
@@ -179,6 +249,10 @@ class GuardsSteps:
     """What a plugin shows of the guard in it."""
 
     _guard: StepGuard
+
+    def release_hooks(self) -> None:
+        """Take off what a step that an error has ended has left."""
+        self._guard.release()
 
     @property
     def on_nonfinite(self) -> str:
@@ -191,51 +265,6 @@ class GuardsSteps:
         return self._guard.skipped_steps
 
 
-class OptimizerSnapshot:
-    """What an optimiser has before its step: parameters, their state and its settings, as copies.
-
-    It takes the memory of the parameters and of the optimiser's state.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = optimizer
-        self._values = [
-            (p, p.detach().clone())
-            for group in optimizer.param_groups
-            for p in group["params"]
-            if not is_lazy(p)
-        ]
-        self._state = {p: _copied(state) for p, state in optimizer.state.items()}
-        self._settings = [_copied(_settings(group)) for group in optimizer.param_groups]
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put everything back; state that the step has made is gone."""
-        for parameter, value in self._values:
-            parameter.copy_(value)
-        self._optimizer.state.clear()
-        self._optimizer.state.update(self._state)
-        for group, settings in zip(self._optimizer.param_groups, self._settings, strict=True):
-            group.update(settings)
-
-
-def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Return whether all numbers are finite.
-
-    An accelerator is waited for once. The root of the sum of squares is taken first, which is one
-    pass and no new tensor; where that overflows, each number is looked at.
-    """
-    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for tensor in tensors:
-        kinds.setdefault((tensor.device, tensor.dtype), []).append(_values(tensor))
-    if not kinds:
-        return True
-    flags = [torch.stack(torch._foreach_norm(same)).isfinite().all() for same in kinds.values()]
-    if bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all()):
-        return True
-    return all(_is_finite(tensor) for same in kinds.values() for tensor in same)
-
-
 def place(strategy: Strategy) -> str:
     """Return where a training is, in words; experiences and iterations count from 0."""
     clock = strategy.clock
@@ -243,32 +272,9 @@ def place(strategy: Strategy) -> str:
     return f"experience {number}, iteration {clock.train_exp_iterations}"
 
 
-def row_reason(rows: Tensor, parameters: Mapping[str, slice], groups: Sequence[int]) -> str | None:
-    """Return which memory row is not finite, and in which parameter; None: all are.
-
-    Args:
-        rows: [K, P].
-        parameters: the positions of each by its name.
-        groups: how many rows each past task has; further rows are the open task's.
-    """
-    for index, row in enumerate(rows):
-        for name, columns in parameters.items():
-            if not _is_finite(row[columns]):
-                return f"the memory row of {_label(index, groups)} holds NaN or Inf in {name!r}"
-    return None
-
-
-def _label(index: int, groups: Sequence[int]) -> str:
-    for task, count in enumerate(groups):
-        if index < count:
-            return f"task {task}, group {index}"
-        index -= count
-    return f"the open task, group {index}"
-
-
 def _gradient_reason(strategy: Strategy) -> str | None:
     names = {id(p): name for name, p in unwrapped(strategy.model).named_parameters()}
-    bad = [p for p in _stepped(strategy) if p.grad is not None and not _is_finite(p.grad)]
+    bad = [p for p in stepped_parameters(strategy) if p.grad is not None and not is_finite(p.grad)]
     if not bad:
         return None
     name = names.get(id(bad[0]))
@@ -278,29 +284,12 @@ def _gradient_reason(strategy: Strategy) -> str | None:
 
 
 def _gradients(strategy: Strategy) -> list[Tensor]:
-    return [p.grad for p in _stepped(strategy) if p.grad is not None]
-
-
-def _stepped(strategy: Strategy) -> Iterator[nn.Parameter]:
-    for group in strategy.optimizer.param_groups:
-        yield from group["params"]
-
-
-def _values(tensor: Tensor) -> Tensor:
-    if tensor.layout != torch.strided:
-        coalesced = tensor.coalesce() if tensor.layout == torch.sparse_coo else tensor
-        tensor = coalesced.values()
-    # Of floats of 8 bits torch takes no norm.
-    return tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return bool(_values(tensor).isfinite().all())
+    return [p.grad for p in stepped_parameters(strategy) if p.grad is not None]
 
 
 def _parameter_reason(strategy: Strategy) -> str | None:
     named = unwrapped(strategy.model).named_parameters()
-    bad = (name for name, p in named if not is_lazy(p) and not _is_finite(p.detach()))
+    bad = (name for name, p in named if not is_lazy(p) and not is_finite(p.detach()))
     return next((f"the parameter {name!r} itself holds NaN or Inf" for name in bad), None)
 
 
@@ -321,14 +310,3 @@ def _on_all_ranks(finite: bool, strategy: Strategy) -> bool:
     bad = torch.tensor(float(not finite), device=strategy.device)
     add_up(bad)
     return not bool(bad)
-
-
-def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in group.items() if name != "params"}
-
-
-def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: value.detach().clone() if isinstance(value, Tensor) else deepcopy(value)
-        for name, value in values.items()
-    }

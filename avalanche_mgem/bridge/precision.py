@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from avalanche_mgem.arguments import bounded_int, finite, one_of
-from avalanche_mgem.bridge.nonfinite import all_finite
+from avalanche_mgem.bridge.finite import all_finite
 from avalanche_mgem.bridge.wrapping import StrategyWrapper, wrapped
 
 Precision = Literal["bf16", "fp16"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import platform
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from avalanche_mgem.checkpoint.errors import CheckpointError
-from avalanche_mgem.checkpoint.places import class_name, lasting_plugins
+from avalanche_mgem.checkpoint.places import class_name, lasting_plugins, plugins_as
+from avalanche_mgem.checkpoint.replaced import replaced_in_training
 from avalanche_mgem.moved import present_name
 
 _PACKAGES = ("torch", "avalanche-lib", "avalanche-mgem", "numpy")
@@ -32,11 +33,15 @@ def check_strategy(strategy: Any) -> None:
         )
 
 
-def identity(strategy: Any) -> dict[str, Any]:
+def identity(strategy: Any, plugins: Sequence[Any] | None = None) -> dict[str, Any]:
     """Return what tells one run's checkpoint from another's, as JSON values.
 
-    "classes" must be the same where it is loaded; "settings" and "versions" had better be.
+    "classes" must be the same where it is loaded, but for those that training has "replaced";
+    "settings" and "versions" had better be. plugins: those whose settings are told, in the places
+    that they have in the checkpoint.
     """
+    plugins = lasting_plugins(strategy) if plugins is None else plugins
+    defaults = getattr(strategy.optimizer, "defaults", {})  # None is an optimiser too
     return {
         "classes": {
             "strategy": class_name(strategy),
@@ -48,34 +53,51 @@ def identity(strategy: Any) -> dict[str, Any]:
         "settings": {
             "model": class_name(strategy.model),
             **{name: getattr(strategy, name) for name in _NUMBERS if hasattr(strategy, name)},
-            **{f"optimizer.{k}": repr(v) for k, v in strategy.optimizer.defaults.items()},
+            **{f"optimizer.{k}": repr(v) for k, v in defaults.items()},
             **{
                 f"plugins[{i}].{name}": value
-                for i, plugin in enumerate(lasting_plugins(strategy))
+                for i, plugin in enumerate(plugins)
                 for name, value in _arguments(plugin).items()
             },
         },
+        "replaced": sorted(replaced_in_training(strategy)),
         "versions": {"python": platform.python_version(), **{n: _version(n) for n in _PACKAGES}},
         "device": str(strategy.device),
     }
 
 
-def compare(path: Any, told: Mapping[str, Any], strategy: Any) -> None:
+def compare(path: Any, told: Mapping[str, Any], strategy: Any) -> list[Any]:
     """Compare what a checkpoint tells with the strategy that it is to be loaded into.
+
+    Returns:
+        The strategy's plugins in their places in the checkpoint; None where there is none.
 
     Raises:
         CheckpointError: it is of another strategy, or of other plugins or metrics.
     """
-    here = identity(strategy)
-    for what, names in told["classes"].items():
-        saved = present_name(names) if isinstance(names, str) else list(map(present_name, names))
-        if saved != here["classes"][what]:
+    saved = {what: _present(names) for what, names in told["classes"].items()}
+    plugins = plugins_as(saved["plugins"], strategy)
+    here = identity(strategy, plugins)
+    differing = [what for what, names in saved.items() if names != here["classes"][what]]
+    # Training may put another class in the place of what the strategy was made with.
+    replaced = {*told.get("replaced", ()), *here["replaced"]}
+    for what in differing:
+        if what not in replaced:
             raise CheckpointError(
-                f"{path} is of another run: its {what}: {_listed(saved)}; the {what} of the "
+                f"{path} is of another run: its {what}: {_listed(saved[what])}; the {what} of the "
                 f"strategy to load it into: {_listed(here['classes'][what])}"
             )
-    _warn_of("settings", "the checkpoint's settings hold, not the strategy's", path, told, here)
-    _warn_of("versions", "saved by other versions", path, told, here)
+    settings = here["settings"]
+    if "optimizer" in differing:
+        settings = {k: v for k, v in settings.items() if not k.startswith("optimizer.")}
+    _warn_of("settings", "the checkpoint's settings hold, not the strategy's", path, told, settings)
+    _warn_of("versions", "saved by other versions", path, told, here["versions"])
+    return plugins
+
+
+def _present(names: str | list[str]) -> Any:
+    """The names that classes have now."""
+    return present_name(names) if isinstance(names, str) else list(map(present_name, names))
 
 
 def device_map(path: Any, saved: str, device: torch.device) -> Callable[[str], str]:
@@ -141,9 +163,9 @@ def _is_plain(value: Any) -> bool:
 
 
 def _warn_of(
-    part: str, what: str, path: Any, told: Mapping[str, Any], here: Mapping[str, Any]
+    part: str, what: str, path: Any, told: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
-    saved, now = told[part], here[part]
+    saved = told[part]
     changes = [
         f"{name} {saved[name]} -> {value}"
         for name, value in now.items()

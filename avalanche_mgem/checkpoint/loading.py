@@ -35,6 +35,10 @@ def load_checkpoint(
             strategy.eval(stream.test_stream)
             save_checkpoint(strategy, "run.ckpt")
 
+    A criterion, an optimiser or plugins that training itself replaces, as CoPE does its criterion,
+    are those of the checkpoint, whatever class the strategy was made with: what is replaced is told
+    from the code of the strategy's and the plugins' methods.
+
     On the CPU the run then gives what it would have given without a stop, to the bit. The strategy
     is filled in place, and so are its model (the modules that it was made with), optimiser, plugins
     and metrics: names for them in the program stay good. Random states are put back, so load last,
@@ -85,8 +89,8 @@ def load_checkpoint(
             if not missing_ok:
                 raise
             return strategy, 0
-        compare(source, told, strategy)
-        _fill(strategy, source, told, file, benchmark)
+        plugins = compare(source, told, strategy)
+        _fill(strategy, find_places(strategy, plugins), source, told, file, benchmark)
     return strategy, told["finished_experiences"]
 
 
@@ -109,10 +113,15 @@ def _open_newest(path: Path, stack: ExitStack) -> tuple[Path, dict[str, Any], Bi
 
 
 def _fill(
-    strategy: Any, source: Path, told: dict[str, Any], file: BinaryIO, benchmark: Any
+    strategy: Any,
+    places: dict[str, Any],
+    source: Path,
+    told: dict[str, Any],
+    file: BinaryIO,
+    benchmark: Any,
 ) -> None:
     now = device_map(source, told["device"], strategy.device)
-    places, loggers = find_places(strategy), strategy.evaluator.loggers
+    loggers = strategy.evaluator.loggers
     surroundings = Surroundings(places, loggers, find_samples(benchmark), now)
     # What an interrupted training has left; with the plugins emptied nobody could take it off.
     for plugin in strategy.plugins:

@@ -204,7 +204,10 @@ def _generator(device: torch.device, state: torch.Tensor) -> torch.Generator:
 
 
 def _not_begun(generator: Any) -> Any:
-    """`iter(x)`, for a generator that this has made and of which nothing has been taken."""
+    """How a generator is made again of which nothing has been taken.
+
+    It is `iter(x)`, or what a function of a module has returned, such as Avalanche's `cycle`.
+    """
     if inspect.getgeneratorstate(generator) != inspect.GEN_CREATED:
         return NotImplemented
     made_from = inspect.getgeneratorlocals(generator)
@@ -212,7 +215,14 @@ def _not_begun(generator: Any) -> Any:
     method = getattr(type(owner), "__iter__", None)
     if len(made_from) == 1 and getattr(method, "__code__", None) is generator.gi_code:
         return iter, (owner,)
+    function = generator.gi_frame.f_globals.get(generator.__name__)
+    if getattr(function, "__code__", None) is generator.gi_code:
+        return _called, (function, made_from)
     return NotImplemented
+
+
+def _called(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    return function(**arguments)
 
 
 class _Nowhere:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
 
-def find_places(strategy: Any) -> dict[str, Any]:
+def find_places(strategy: Any, plugins: Sequence[Any] | None = None) -> dict[str, Any]:
     """Return the objects that loading fills instead of making them anew, by their place.
 
-    What is at several places has the last one.
+    What is at several places has the last one. plugins: those of the strategy in other places.
     """
     modules = strategy.model.named_modules()
+    plugins = lasting_plugins(strategy) if plugins is None else plugins
     places = {
         **{f"model.{name}" if name else "model": module for name, module in modules},
         "optimizer": strategy.optimizer,
         "criterion": strategy._criterion,
-        **{f"plugins[{i}]": plugin for i, plugin in enumerate(lasting_plugins(strategy))},
+        **{f"plugins[{i}]": plugin for i, plugin in enumerate(plugins)},
         **{f"evaluator.metrics[{i}]": each for i, each in enumerate(strategy.evaluator.metrics)},
         "evaluator": strategy.evaluator,
         "strategy": strategy,
@@ -32,6 +33,19 @@ def lasting_plugins(strategy: Any) -> list[Any]:
     Their classes say `transient = True`. An error in that moment leaves them there.
     """
     return [p for p in strategy.plugins if getattr(type(p), "transient", None) is not True]
+
+
+def plugins_as(names: Sequence[str], strategy: Any) -> list[Any]:
+    """Return the strategy's plugins in the order of these class names; None: there is none.
+
+    Of two plugins of one class, the first one has the first place.
+    """
+    plugins = lasting_plugins(strategy)
+    found = []
+    for name in names:
+        at = next((i for i, each in enumerate(plugins) if class_name(each) == name), None)
+        found.append(None if at is None else plugins.pop(at))
+    return found
 
 
 def _can_be_filled(part: Any) -> bool:

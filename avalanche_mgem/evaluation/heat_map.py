@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -14,15 +15,17 @@ _MOST_NUMBERS = 12  # experiences with more would make the numbers unreadable
 
 
 def heat_map(accuracy: Matrix, title: str = "") -> Figure:
-    """Draw R, float [T, T] in [0, 1]: trained on runs down, tested on across; NaN is grey."""
-    size = len(accuracy)
+    """Draw R, float [T, T] in [0, 1]: trained on runs down, tested on across; NaN is grey.
+
+    Without a task for each experience it is [training experiences, evaluated experiences].
+    """
     figure = Figure(figsize=(5.5, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_facecolor("0.85")
     image = axes.imshow(accuracy, cmap="cividis", vmin=0.0, vmax=1.0)
-    if size <= _MOST_NUMBERS:
-        for (row, column), value in zip(_places(size), accuracy.flat, strict=True):
+    if max(accuracy.shape) <= _MOST_NUMBERS:
+        for (row, column), value in np.ndenumerate(accuracy):
             shade = "black" if value > 0.5 else "white"
             text = "" if math.isnan(value) else f"{value:.2f}"
             axes.text(column, row, text, ha="center", va="center", color=shade, fontsize=8)
@@ -31,7 +34,3 @@ def heat_map(accuracy: Matrix, title: str = "") -> Figure:
     axes.set(xlabel="Tested on experience", ylabel="After training on experience", title=title)
     figure.colorbar(image, label="Accuracy")
     return figure
-
-
-def _places(size: int) -> list[tuple[int, int]]:
-    return [(row, column) for row in range(size) for column in range(size)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -11,8 +11,10 @@ import torch
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import JointTraining
 
+from avalanche_mgem.bridge.experiences import whole_experience
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.experiment.configuration import RunSpecification
+from avalanche_mgem.experiment.early import REFUSALS, check_settings, refusal
 from avalanche_mgem.experiment.run import SilentLogger, build_strategy, quiet_avalanche
 from avalanche_mgem.experiment.text.checks import (
     check_forms,
@@ -22,15 +24,12 @@ from avalanche_mgem.experiment.text.checks import (
 )
 from avalanche_mgem.huggingface.lora import LoRAPlugin
 from avalanche_mgem.methods.combination import Combination
-from avalanche_mgem.methods.method import Memory, Method
+from avalanche_mgem.methods.method import Method
 from avalanche_mgem.model.randomness import preserved_random_state
 from avalanche_mgem.plugins import HybridMagnitudePlugin, MGEMPlugin, MIGUPlugin
 
 # Plugins that name parts of the model.
 _NAMING_PARTS = LoRAPlugin | MGEMPlugin | MIGUPlugin | HybridMagnitudePlugin
-
-# What constructors raise for settings that they do not take.
-_REFUSALS = (ValueError, TypeError, AssertionError, AttributeError, LookupError)
 
 
 def check_runs(specifications: Sequence[RunSpecification]) -> None:
@@ -49,8 +48,8 @@ def check_runs(specifications: Sequence[RunSpecification]) -> None:
     check_device(first.training.device)
     check_forms(first.stream, first.model)
     with preserved_random_state(), quiet_avalanche(), missing_packages_told():
-        scenario = first.stream(first.seed)
-        check_scenario(scenario)
+        scenario = first.scenario()
+        check_tasks(scenario)
         model = loaded_once(first, scenario).model
         for specification in {s.method.name: s for s in specifications}.values():
             _check_method(replace(specification, model=model), scenario)
@@ -72,28 +71,19 @@ def check_device(name: str) -> None:
         raise ValueError(f"device={name!r} cannot be used here: {reason}") from error
 
 
-def check_scenario(scenario: Any) -> None:
-    """Raise ValueError unless there are as many test as training experiences, and at least one."""
-    try:
-        lengths = len(scenario.train_stream), len(scenario.test_stream)
-    except (AttributeError, TypeError) as error:
+def check_tasks(scenario: Any) -> None:
+    """Raise ValueError for training experiences that hold samples of several tasks."""
+    if any(whole_experience(experience) is None for experience in scenario.train_stream):
         raise ValueError(
-            "stream must return an Avalanche scenario with a train_stream and a test_stream, got "
-            f"{type(scenario).__name__}"
-        ) from error
-    if lengths[0] != lengths[1] or lengths[0] == 0:
-        raise ValueError(
-            "stream must have as many test as training experiences and at least one, got "
-            f"{lengths[0]} training and {lengths[1]} test experiences"
+            "stream must have training experiences that are a task each, got a blurry one, whose "
+            "experiences hold samples of several: its accuracies make no matrix of tasks"
         )
 
 
 def _check_method(specification: RunSpecification, scenario: Any) -> None:
     method, budget = specification.method, specification.training.memory
-    n_experiences = len(scenario.train_stream)
+    check_settings(method, budget, len(scenario.train_stream))
     try:
-        if method.check is not None:
-            method.check(method.resolved_settings(budget, n_experiences), n_experiences)
         strategy = build_strategy(
             specification, scenario, EvaluationPlugin(loggers=[SilentLogger()])
         )
@@ -101,8 +91,8 @@ def _check_method(specification: RunSpecification, scenario: Any) -> None:
             raise ValueError("JointTraining trains once: give the method whole_stream=True")
         check_plugins(strategy, scenario)
         _check_layers(method, strategy, scenario.train_stream[0])
-    except _REFUSALS as error:
-        raise ValueError(_explain(method, budget, error)) from error
+    except REFUSALS as error:
+        raise ValueError(refusal(method, budget, error)) from error
 
 
 def _check_layers(method: Method, strategy: Strategy, experience: Any) -> None:
@@ -121,21 +111,3 @@ def _part_named(method: Method, index: int) -> AbstractContextManager[None]:
     if index < len(parts) and isinstance(method.strategy, Combination):
         return method.strategy.named(parts[index])
     return nullcontext()
-
-
-def _explain(method: Method, budget: int, error: BaseException) -> str:
-    """Name the method and, where the message begins with it or means it, the setting."""
-    message = str(error) or type(error).__name__
-    names = {*method.settings, *method.setting_names}
-    about = next((name for name in sorted(names) if _begins_with(message, name)), None)
-    text = f"{method.name}.{message}" if about else f"{method.name}: {message}"
-    return text + _budget_hint(method.settings, message, budget)
-
-
-def _begins_with(message: str, name: str) -> bool:
-    return message.startswith(name) and not message[len(name) :][:1].isidentifier()
-
-
-def _budget_hint(settings: Mapping[str, Any], message: str, budget: int) -> str:
-    told = [k for k, v in settings.items() if isinstance(v, Memory) and k in message]
-    return f" ({' and '.join(told)}: from memory={budget})" if told else ""

@@ -7,11 +7,13 @@ import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from avalanche_mgem.arguments import as_text, finite, one_of, positive_int, torch_device
+from avalanche_mgem.arguments import as_text, device_name, finite, one_of, positive_int
+from avalanche_mgem.experiment.fixed_stream import FixedStream
 from avalanche_mgem.experiment.models import MLPFactory, ModelFactory
 from avalanche_mgem.experiment.text.models import TextModelFactory
 from avalanche_mgem.experiment.text.stream import TextStream
@@ -20,8 +22,8 @@ from avalanche_mgem.methods.combination import Combination
 from avalanche_mgem.methods.method import Method
 from avalanche_mgem.results.describe import describe
 from avalanche_mgem.results.file_names import file_name
-from avalanche_mgem.streams import (
-    folder_digest,
+from avalanche_mgem.streams.checking import check_stream
+from avalanche_mgem.streams.naming import (
     make_stream,
     parse_stream_name,
     stream_files,
@@ -79,7 +81,7 @@ class Training:
         if self.length_buckets is not None:
             buckets = positive_int("length_buckets", self.length_buckets)
             object.__setattr__(self, "length_buckets", buckets)
-        object.__setattr__(self, "device", str(torch_device("device", self.device)))
+        object.__setattr__(self, "device", device_name("device", self.device))
         one_of("optimizer", self.optimizer, OPTIMIZERS)
         for name in ("momentum", "weight_decay"):
             object.__setattr__(self, name, finite(name, getattr(self, name), minimum=0.0))
@@ -110,6 +112,14 @@ class NamedStream:
         """Return the scenario of this seed."""
         return make_stream(self.name, seed=seed, **self.arguments)
 
+    def check(self) -> int:
+        """Return the number of experiences.
+
+        Raises:
+            ValueError: what is wrong with the stream, as far as its data need not be read for it.
+        """
+        return check_stream(self.name, **self.arguments)
+
     def description(self) -> dict[str, Any]:
         """Return what decides the samples, as JSON values; of a file, its contents."""
         arguments = {k: describe(v) for k, v in self.arguments.items() if k not in _PLACES}
@@ -117,6 +127,8 @@ class NamedStream:
         which = {k: self.arguments.get(k) for k in ("data_root", "domains", "tasks")}
         digests = [file_digest(path) for path in stream_files(self.name, **which)]
         if folder := stream_folder(self.name, data_root=which["data_root"]):
+            from avalanche_mgem.streams.vision.image_folders import folder_digest
+
             digests.append(folder_digest(folder))
             described["name"] = self._name_without_place(folder)
         if not digests:
@@ -147,6 +159,16 @@ class RunSpecification:
     seed: int
     model: ModelFactory = field(default_factory=MLPFactory)
     training: Training = field(default_factory=Training)
+
+    def scenario(self) -> Any:
+        """Return the scenario of the run's seed, with all that training needs.
+
+        Raises:
+            ValueError: the stream makes something else, see `complete_scenario`.
+        """
+        from avalanche_mgem.streams.benchmarks import complete_scenario
+
+        return complete_scenario(self.stream(self.seed))
 
     @property
     def stream_name(self) -> str:
@@ -187,20 +209,29 @@ class RunSpecification:
         return versions(*sorted(further))
 
 
-_DESCRIBED = (NamedStream, TextStream, TextModelFactory, Combination)  # tell themselves
+_DESCRIBED = (
+    NamedStream,
+    TextStream,
+    FixedStream,
+    TextModelFactory,
+    Combination,
+)  # tell themselves
 
 
 def versions(*further: str) -> dict[str, str]:
     """Return the versions of Python and of the packages that decide the numbers, and of others."""
-    told = {name: version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), **told, **{n: _version(n) for n in further}}
+    told = {name: _version(name) for name in (*_PACKAGES, *further)}
+    return {"python": platform.python_version(), **told}
 
 
+@cache  # reading it takes milliseconds, for each of many runs
 def _version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:  # whoever needs it says how to get it
-        return "not installed"
+    except PackageNotFoundError:
+        if package in _PACKAGES:
+            raise
+        return "not installed"  # whoever needs it says how to get it
 
 
 def _needs(part: Any) -> tuple[str, ...]:

@@ -9,20 +9,17 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from avalanche_mgem.arguments import as_list, as_text, bounded_int, one_of, suggestion
-from avalanche_mgem.experiment.networks import (
-    HEADS,
-    Heads,
-    cnn_body,
-    slim_resnet18_body,
-    with_head,
-)
 
-ModelFactory = Callable[[tuple[int, ...], int], nn.Module]
+if TYPE_CHECKING:
+    from torch import nn
+
+# A factory is made and described without torch, which is imported when it makes a model.
+ModelFactory = Callable[[tuple[int, ...], int], "nn.Module"]
+Heads = Literal["single", "growing", "multi"]
+HEADS: tuple[str, ...] = get_args(Heads)
 
 
 class MLPFactory:
@@ -44,6 +41,10 @@ class MLPFactory:
 
     def __call__(self, sample_shape: tuple[int, ...], n_classes: int) -> nn.Module:
         """Return a new perceptron, initialised from torch's global random state."""
+        from torch import nn
+
+        from avalanche_mgem.experiment.networks import with_head
+
         widths = [math.prod(sample_shape), *self.hidden]
         layers: list[nn.Module] = [nn.Flatten()]
         for width_in, width_out in pairwise(widths):
@@ -74,6 +75,8 @@ class SlimResNet18Factory:
 
     def __call__(self, sample_shape: tuple[int, ...], n_classes: int) -> nn.Module:
         """Return a new network, initialised from torch's global random state."""
+        from avalanche_mgem.experiment.networks import slim_resnet18_body, with_head
+
         body = slim_resnet18_body(_channels(self, sample_shape), self.width)
         return with_head(body, 8 * self.width, n_classes, self.heads)
 
@@ -110,6 +113,8 @@ class CNNFactory:
 
     def __call__(self, sample_shape: tuple[int, ...], n_classes: int) -> nn.Module:
         """Return a new network, initialised from torch's global random state."""
+        from avalanche_mgem.experiment.networks import cnn_body, with_head
+
         body = cnn_body(_channels(self, sample_shape), self.channels)
         return with_head(body, self.channels[-1], n_classes, self.heads)
 
@@ -129,6 +134,8 @@ def criterion_of(factory: ModelFactory) -> nn.Module:
 
     Else cross entropy.
     """
+    from torch import nn
+
     own = getattr(factory, "criterion", None)
     criterion: nn.Module = nn.CrossEntropyLoss() if own is None else own()
     return criterion

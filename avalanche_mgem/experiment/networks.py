@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, get_args
 
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
 from torch import Tensor, nn
 from torch.nn import functional
-
-Heads = Literal["single", "growing", "multi"]
-HEADS: tuple[str, ...] = get_args(Heads)
 
 _GROWING_START = 2  # Avalanche's
 

@@ -12,11 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from avalanche.logging import TensorboardLogger
 from avalanche.models import DynamicModule
 from avalanche.training.determinism.rng_manager import RNGManager
 from avalanche.training.plugins import EvaluationPlugin
+from numpy.typing import NDArray
 from torch import nn
 
 from avalanche_mgem.bridge.strategy import Strategy
@@ -29,6 +31,7 @@ from avalanche_mgem.evaluation import (
     ScalarCSVLogger,
 )
 from avalanche_mgem.experiment.configuration import RunSpecification, Training
+from avalanche_mgem.experiment.divergence import Divergence
 from avalanche_mgem.experiment.models import bound_to, criterion_of
 from avalanche_mgem.huggingface.generation import CausalAnswers, TextToText
 from avalanche_mgem.huggingface.orthogonality import OrthogonalityMetric
@@ -52,6 +55,9 @@ def run(
 
     Unseen experiences are evaluated too (for FWT), unless the model has heads that grow: evaluating
     those would change the model. The evaluation draws no random number that training would see.
+
+    A run whose loss, weights or outputs become NaN or Inf ends in that experience, without an
+    error: the result names it, and R is NaN from its row on.
 
     Args:
         specification: what to run.
@@ -130,7 +136,7 @@ def quiet_avalanche() -> Iterator[None]:
 class WholeStreamAccuracy(AccuracyMatrix):
     """R of a training on the whole stream at once: the last row, NaN above.
 
-    So ACC is defined, and LA, BWT, FWT and forgetting are not: there was no order to learn in.
+    So ACC is defined, and what is said of tasks in turn is NaN: there was no order to learn in.
     """
 
     def before_training_exp(self, strategy: Strategy) -> None:
@@ -159,31 +165,45 @@ def _open_loggers(tensorboard: Path | None, metrics_csv: Path | None) -> Iterato
 
 def _run(specification: RunSpecification, loggers: list[Any], progress: Progress) -> RunResult:
     RNGManager.set_random_seeds(specification.seed)
-    scenario = specification.stream(specification.seed)
+    scenario = specification.scenario()
     whole = specification.method.whole_stream
     accuracy = WholeStreamAccuracy() if whole else AccuracyMatrix()
     restriction = RestrictionMetric(modules=True, histograms=True)
     gating, distance = GatingMetric(), DistanceMetric(from_start=False)
     orthogonality, decisions = OrthogonalityMetric(), DecisionMetric()
     others = gating, distance, orthogonality, decisions
-    evaluator = EvaluationPlugin(accuracy, restriction, *others, loggers=loggers)
+    divergence = Divergence()  # the last, so that the others have seen all when it ends a training
+    evaluator = EvaluationPlugin(accuracy, restriction, *others, divergence, loggers=loggers)
     strategy = build_strategy(specification, scenario, evaluator)
-    seconds = _train(strategy, scenario, progress, whole)
-    told = restriction.result()
+    seconds, diverged = _train(strategy, scenario, progress, whole, divergence)
+    size = len(scenario.train_stream)
+    told = {name: value for name, value in restriction.result().items() if math.isfinite(value)}
     timings = {name: told.pop(name) for name in list(told) if name.startswith("Seconds_")}
     return RunResult(
         method=specification.method.name,
         stream=specification.stream_name,
         seed=specification.seed,
-        accuracy=accuracy.result("test"),
-        baseline=accuracy.baseline("test"),
+        accuracy=_cut(accuracy.result("test"), size, diverged),
+        baseline=_cut(accuracy.baseline("test"), size, None if diverged is None else size),
         seconds=seconds,
         restriction=told,
         timings=timings,
         configuration=specification.description(len(scenario.train_stream)),
         versions=specification.versions,
         metrics=_means(orthogonality, gating, distance, decisions),
+        diverged=diverged,
+        masked=accuracy.task_masked("test"),
     )
+
+
+def _cut(values: NDArray[np.float64], size: int, diverged: int | None) -> NDArray[np.float64]:
+    """Return accuracies of a run that diverged for all `size` experiences, NaN from there on."""
+    if diverged is None:
+        return values
+    whole = np.full((size,) * values.ndim, math.nan)
+    known = values[:diverged]
+    whole[tuple(slice(length) for length in known.shape)] = known
+    return whole
 
 
 def _means(orthogonality: OrthogonalityMetric, *others: Any) -> dict[str, float]:
@@ -208,7 +228,14 @@ def shape_and_classes(scenario: Any) -> tuple[tuple[int, ...], int]:
     return tuple(getattr(sample, "shape", ())), int(max(labels)) + 1
 
 
-def _train(strategy: Strategy, scenario: Any, progress: Progress, whole_stream: bool) -> float:
+def _train(
+    strategy: Strategy,
+    scenario: Any,
+    progress: Progress,
+    whole_stream: bool,
+    divergence: Divergence,
+) -> tuple[float, int | None]:
+    """Return the seconds of training, and the experience in which it diverged, if it did."""
     fixed_heads = not any(map(_grows, strategy.model.modules()))
     parts = [scenario.train_stream] if whole_stream else list(scenario.train_stream)
     steps, seconds = len(parts) + 1, 0.0
@@ -216,13 +243,23 @@ def _train(strategy: Strategy, scenario: Any, progress: Progress, whole_stream: 
         _evaluate(strategy, scenario.test_stream)
     progress(1 / steps)
     for index, part in enumerate(parts):
+        divergence.start(strategy)
         start = time.perf_counter()
-        strategy.train(part)
+        try:
+            strategy.train(part)
+        except Exception as error:
+            if not divergence.explains(error, strategy):
+                raise
         seconds += time.perf_counter() - start
-        all_seen = fixed_heads or whole_stream
-        _evaluate(strategy, scenario.test_stream if all_seen else scenario.test_stream[: index + 1])
+        if not divergence.found:
+            all_seen = fixed_heads or whole_stream
+            seen = scenario.test_stream if all_seen else scenario.test_stream[: index + 1]
+            _evaluate(strategy, seen)
+        if divergence.found:
+            progress(1.0)
+            return seconds, index
         progress((index + 2) / steps)
-    return seconds
+    return seconds, None
 
 
 def _grows(module: nn.Module) -> bool:

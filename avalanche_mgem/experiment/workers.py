@@ -14,10 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from avalanche_mgem.experiment.configuration import RunSpecification
-from avalanche_mgem.experiment.run import run
 from avalanche_mgem.results.result import RunResult
 from avalanche_mgem.results.store import ResultStore
 
@@ -112,6 +109,8 @@ def _outcome(future: Future[RunResult]) -> RunResult | BaseException:
 def _run_and_save(
     key: str, specification: RunSpecification, folder: Path, report: Report
 ) -> RunResult:
+    from avalanche_mgem.experiment.run import run
+
     store = ResultStore(folder)
     store.clear_unfinished(key)
     result = run(
@@ -125,6 +124,8 @@ def _run_and_save(
 
 
 def _start_worker(reports: Any, threads: int) -> None:
+    import torch
+
     global _report_queue  # noqa: PLW0603  # the one thing that a worker process is told
     _report_queue = reports
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent alone acts on it

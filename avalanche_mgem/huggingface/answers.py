@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avalanche_mgem.streams.text.answers import IGNORED, Form, LabelWords, answer_tokens
+from avalanche_mgem.streams.text.answers import IGNORED, LabelWords, answer_tokens
+from avalanche_mgem.streams.text.forms import Form
 
 _ANY_TASK = -1
 

@@ -15,8 +15,10 @@ from transformers.trainer_callback import ExportableState
 
 from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.model.distributed import require_in_step, require_whole_parameters
+from avalanche_mgem.model.fused import Fused
 from avalanche_mgem.model.gate import Freeze, RowGate, Score, ShowsGate, Ungated
-from avalanche_mgem.model.targets import Heads, TargetModules
+from avalanche_mgem.model.heads import Heads
+from avalanche_mgem.model.targets import TargetModules
 from avalanche_mgem.restriction.rows import Normalize
 
 
@@ -78,6 +80,7 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
         ungated: Ungated = "train",
         normalize: Normalize = "none",
         ignore_padding: bool = False,
+        fused: Fused = "layer",
         skip_tasks: int = 1,
         seed: int | None = None,
     ) -> None:
@@ -94,6 +97,7 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
             "ungated": ungated,
             "normalize": normalize,
             "ignore_padding": ignore_padding,
+            "fused": fused,
             "seed": seed,
         }
         self._gate = RowGate(mask_fraction, **self._arguments)
@@ -122,6 +126,7 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
             "mask_fraction": gate.mask_fraction,
             "target_modules": gate.target_modules,  # of sets, JSON knows nothing
             "heads": gate.heads,
+            "fused": gate.fused,
             "seed": gate.seed,
             "skip_tasks": self.skip_tasks,
         }
@@ -167,7 +172,7 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the task."""
         self._close()
-        self._gate.release()
+        self._gate.drop()
         self.tasks += 1
 
     def _close(self) -> None:
@@ -194,12 +199,12 @@ class _Open:
 
 @dataclass
 class _Close:
-    """Closes the window when the pass ends; a copy does nothing."""
+    """Closes the window when a pass ends, which shows the heads; a copy does nothing."""
 
     gate: RowGate
 
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: object) -> None:
-        self.gate.close()
+        self.gate.close(module, output)
 
     def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
         return _no_hook, ()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
 from torch import Tensor, nn
 
 from avalanche_mgem.arguments import bounded_int, finite, instance, one_of
+from avalanche_mgem.huggingface.choices import Heads, Pooling
 from avalanche_mgem.huggingface.encoders import (
     counts_positions,
     encoder_inputs,
@@ -21,9 +22,6 @@ from avalanche_mgem.huggingface.encoders import (
     text_encoder,
     without_pooler,
 )
-
-Heads = Literal["multi", "growing", "single"]
-Pooling = Literal["auto", "mean", "first", "last", "pooler"]
 
 _FIRST_OUTPUTS = 2  # Avalanche's
 _DROPOUTS = ("classifier_dropout", "hidden_dropout_prob", "dropout_rate", "resid_pdrop", "dropout")
@@ -53,8 +51,9 @@ def text_classifier(
             all others, those with a pooler among them: as one trains on what comes after it, a
             pooler made for next-sentence prediction is no better start than a mean. Padding is
             never counted, and may be on either side (on the right only for BART's kin and, before
-            transformers 5, DistilBERT, which take no positions). A pooler that is not used is taken
-            off the model.
+            transformers 5, DistilBERT, which take no positions). Funnel and CANINE, which shorten
+            texts on the way, see the padding themselves. A pooler that is not used is taken off the
+            model.
         dropout: on the pooled vector; None: what the model's configuration says for its classifier
             or for its hidden layers.
 
@@ -110,7 +109,11 @@ class TextClassifier(nn.Module):
         return logits
 
     def pooled(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Return what stands for each text [B, H], after dropout; in the dtype of the heads."""
+        """Return what stands for each text [B, H], after dropout; in the dtype of the heads.
+
+        Raises:
+            ValueError: the encoder leaves fewer states than there are tokens, as FunnelBaseModel.
+        """
         inputs = encoder_inputs(self.encoder, features, positions=self._give_positions)
         outputs = self.encoder(**inputs)
         mask = features.get("attention_mask")
@@ -238,6 +241,12 @@ def _pooled(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
     """Return [B, H] of states [B, L, H] and a mask [B, L], True or 1 at tokens."""
     if mask is None:
         return {"first": states[:, 0], "last": states[:, -1], "mean": states.mean(1)}[pooling]
+    if states.shape[:2] != mask.shape:
+        raise ValueError(
+            f"the encoder returns states of shape {tuple(states.shape)} for tokens of shape "
+            f"{tuple(mask.shape)}: pooling={pooling!r} needs a state for each token; take a model "
+            "with one, such as FunnelModel in place of FunnelBaseModel, or pooling='pooler'"
+        )
     rows = torch.arange(len(states), device=states.device)
     places = torch.arange(states.shape[1], device=states.device)
     if pooling == "last":

@@ -32,8 +32,9 @@ def text_encoder(model: str | Path | nn.Module) -> Any:
         )
     inner = found.get_base_model() if hasattr(found, "get_base_model") else found
     body = getattr(inner, "base_model", inner)
-    if all(isinstance(getattr(body, part, None), nn.Module) for part in ("encoder", "decoder")):
-        return body.encoder
+    # Funnel has parts of these names, and is an encoder as a whole.
+    if getattr(body.config, "is_encoder_decoder", False):
+        return body.encoder if isinstance(getattr(body, "encoder", None), nn.Module) else found
     return found if body is inner else body  # peft's wrapper stays where it wraps no head
 
 

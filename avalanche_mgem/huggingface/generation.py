@@ -20,7 +20,8 @@ from avalanche_mgem.huggingface.answers import AnswerScores, TaskLabels, left_al
 from avalanche_mgem.huggingface.classifier import check_tokenizer
 from avalanche_mgem.huggingface.loading import load_pretrained, load_tokenizer
 from avalanche_mgem.huggingface.losses import TokenLogits, TokenLoss
-from avalanche_mgem.streams.text.answers import IGNORED, LABELS, Form, LabelWords
+from avalanche_mgem.streams.text.answers import IGNORED, LABELS, LabelWords
+from avalanche_mgem.streams.text.forms import Form
 from avalanche_mgem.streams.text.tokens import ATTENTION_MASK, INPUT_IDS
 
 __all__ = [

@@ -78,11 +78,17 @@ def checked_name(argument: str, name: object) -> str:
     return as_text(argument, fspath(cast(Any, name)), what="a name on the hub or a folder")
 
 
-def _from_pretrained(loader: Any, name: str | Path, argument: str, **options: Any) -> Any:
+def require_folder(argument: str, name: str | Path) -> Path:
+    """Return the folder that a name may stand for; raises ValueError for a path to none."""
     folder = as_path(as_text("argument", argument), name).expanduser()
     is_path = isinstance(name, Path) or str(name).startswith(("/", ".", "~"))
     if is_path and not folder.is_dir():
         raise ValueError(f"{argument}={str(name)!r} is no folder")
+    return folder
+
+
+def _from_pretrained(loader: Any, name: str | Path, argument: str, **options: Any) -> Any:
+    folder = require_folder(argument, name)
     try:
         with _quiet():
             return loader.from_pretrained(str(folder if folder.is_dir() else name), **options)

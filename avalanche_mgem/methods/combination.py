@@ -1,18 +1,49 @@
-"""A strategy that is plain training and several plugins, each with settings of its own."""
+"""Methods put together: "replay+migu" is Avalanche's Naive with the plugins of both."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from avalanche.training.supervised import Naive
-
+from avalanche_mgem.lazy import Lazy, option_names, place_of, resolved
+from avalanche_mgem.methods import known
+from avalanche_mgem.methods.method import Check, Method
 from avalanche_mgem.results.describe import describe
-from avalanche_mgem.strategies import option_names
 
-Check = Callable[[Mapping[str, Any], int], None]
+JOINT = "+"
+
+_LORA = (known.LORA_PLUGIN, known.INCLORA_PLUGIN, known.OLORA_PLUGIN)
+# Of the paper (arXiv 2406.17245): less is masked where something else holds the model as well.
+_MASKED_BESIDE = ((known.OLORA_PLUGIN, 0.1), (known.REPLAY_PLUGIN, 0.4))
+
+
+def agem_plugin(patterns_per_exp: int, sample_size: int) -> Any:
+    """Return Avalanche's AGEMPlugin by the names that the settings of its strategy have."""
+    from avalanche.training.plugins import AGEMPlugin
+
+    return AGEMPlugin(patterns_per_exp, sample_size)
+
+
+def gem_plugin(patterns_per_exp: int, memory_strength: float = 0.5) -> Any:
+    """Return Avalanche's GEMPlugin by the names that the settings of its strategy have."""
+    from avalanche.training.plugins import GEMPlugin
+
+    return GEMPlugin(patterns_per_exp, memory_strength)
+
+
+_PLUGIN_OF: dict[str, Callable[..., Any]] = {
+    known.REPLAY.place: known.REPLAY_PLUGIN,
+    known.EWC.place: known.EWC_PLUGIN,
+    known.LWF.place: known.LWF_PLUGIN,
+    known.AGEM.place: agem_plugin,
+    known.GEM.place: gem_plugin,
+    known.SI.place: known.SI_PLUGIN,
+    known.MGEM.place: known.MGEM_PLUGIN,
+    known.MIGU.place: known.MIGU_PLUGIN,
+    known.HYBRID.place: known.HYBRID_PLUGIN,
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +85,7 @@ class Combination:
             with self.named(part):
                 made.append(part.plugin(**self._settings_of(part, arguments)))
         rest = {name: v for name, v in arguments.items() if name not in self.setting_names}
-        return Naive(plugins=[*made, *(plugins or ())], **rest)
+        return known.NAIVE(plugins=[*made, *(plugins or ())], **rest)
 
     @property
     def setting_names(self) -> set[str]:
@@ -112,3 +143,83 @@ class Combination:
             if any(message.startswith(own) for own in shared):
                 raise ValueError(f"{part.name}.{message}") from error
             raise
+
+
+def combined(name: str, methods: Sequence[Method]) -> Method:
+    """Return the method that has the plugins of all `methods`, under the name `name`.
+
+    Adapters come first, because they add parameters; then what has a memory or a penalty; then what
+    projects the gradient; MIGU last, so that nothing moves what it holds still. The settings are
+    those of the methods, but for MIGU's mask_fraction: beside replay or O-LoRA it is the paper's
+    for that. A setting that several of them have goes by method and name, as "mgem-d.seed".
+
+    Raises:
+        ValueError: a method that is no plugin to plain training, a plugin that comes twice.
+    """
+    owned = {part.name: (part, method) for method in methods for part in _parts(name, method)}
+    parts = sorted((part for part, _ in owned.values()), key=_place)
+    _require_one_of_each(name, methods, parts)
+    strategy = Combination(tuple(parts))
+    settings = {
+        strategy.setting_name(f"{part.name}.{own}"): value
+        for part, method in owned.values()
+        for own, value in method.settings.items()
+    }
+    description = " and ".join(method.name for method in methods) + " together"
+    settings = {**settings, **_less_masked(parts)}
+    return Method(name, strategy, settings, description, strategy.check)
+
+
+def _parts(name: str, method: Method) -> tuple[Part, ...]:
+    strategy = method.strategy
+    if isinstance(strategy, Combination):
+        return strategy.parts
+    place = place_of(strategy)
+    plugin = None if place is None else _PLUGIN_OF.get(place)
+    if plugin is None:
+        plugin = getattr(_looked_at(strategy), "PLUGIN", None)
+    if plugin is None:
+        raise ValueError(
+            f"methods: {name!r} cannot be had, because {method.name!r} is no plugin to plain "
+            "training; what is: replay, ewc, si, lwf, agem, gem, initialized, frozen, hybrid, and "
+            "what begins with mgem or migu or ends with lora"
+        )
+    return (Part(method.name, plugin, method.check),)
+
+
+def _place(part: Part) -> int:
+    if _is(part, *_LORA):
+        return 0
+    if _is(part, known.MIGU_PLUGIN):
+        return 3
+    projects = part.plugin in (agem_plugin, gem_plugin) or _is(part, known.MGEM_PLUGIN)
+    return 2 if projects else 1
+
+
+def _is(part: Part, *kinds: Lazy) -> bool:
+    """Whether the part's plugin is one of these, or a subclass of one."""
+    if place_of(part.plugin) in [kind.place for kind in kinds]:
+        return True
+    plugin = _looked_at(part.plugin)
+    return isinstance(plugin, type) and issubclass(plugin, tuple(map(resolved, kinds)))
+
+
+def _looked_at(value: Any) -> Any:
+    """Return what a user's own `Lazy` stands for; of ours and of Avalanche's the place says it."""
+    return value if isinstance(value, Lazy) and value.is_ours else resolved(value)
+
+
+def _require_one_of_each(name: str, methods: Sequence[Method], parts: Sequence[Part]) -> None:
+    kinds = ["lora" if _is(part, *_LORA) else place_of(part.plugin) for part in parts]
+    if len(parts) < len(methods) or any(kinds.count(kind) > 1 for kind in kinds):
+        raise ValueError(
+            f"methods: {name!r} cannot be had, because two of its parts are the same method or "
+            "variants of one"
+        )
+
+
+def _less_masked(parts: Sequence[Part]) -> Mapping[str, float]:
+    if not any(_is(part, known.MIGU_PLUGIN) for part in parts):
+        return {}
+    beside = [share for kind, share in _MASKED_BESIDE if any(_is(part, kind) for part in parts)]
+    return {"mask_fraction": beside[0]} if beside else {}

@@ -6,13 +6,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any
-
-from avalanche.training.templates.base import BaseTemplate
+from typing import Any, Protocol, runtime_checkable
 
 from avalanche_mgem.arguments import flag, instance, suggestion
-from avalanche_mgem.methods.combination import Combination
-from avalanche_mgem.strategies import option_names
+from avalanche_mgem.lazy import Lazy, option_names, resolved
+
+_TEMPLATES = "avalanche.training.templates."
+
+Check = Callable[[Mapping[str, Any], int], None]
 
 # What the comparison decides for every method alike.
 COMMON = frozenset(
@@ -31,6 +32,22 @@ COMMON = frozenset(
         "self",
     }
 )
+
+
+@runtime_checkable
+class NamesSettings(Protocol):
+    """A strategy that says itself what its settings are called."""
+
+    @property
+    def setting_names(self) -> set[str]:
+        """The names by which settings are given."""
+
+    def setting_name(self, name: str) -> str:
+        """Return the name in `setting_names` that `name` stands for, if it stands for one.
+
+        Raises:
+            ValueError: a name that stands for several.
+        """
 
 
 class Memory(Enum):
@@ -73,7 +90,7 @@ class Method:
     strategy: Callable[..., Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
     description: str = ""
-    check: Callable[[Mapping[str, Any], int], None] | None = None
+    check: Check | None = None
     whole_stream: bool = False
 
     def __post_init__(self) -> None:
@@ -106,7 +123,7 @@ class Method:
     @property
     def setting_names(self) -> set[str]:
         """The settings that the strategy takes by name."""
-        if isinstance(self.strategy, Combination):
+        if isinstance(self.strategy, NamesSettings):
             return self.strategy.setting_names
         return option_names(self.strategy) - COMMON
 
@@ -116,7 +133,7 @@ class Method:
             raise ValueError(
                 f"{self.name}.{setting}: the comparison decides this for all methods alike"
             )
-        if isinstance(self.strategy, Combination):
+        if isinstance(self.strategy, NamesSettings):
             try:
                 setting = self.strategy.setting_name(setting)
             except ValueError as error:
@@ -129,12 +146,16 @@ class Method:
 
     @property
     def _takes_any(self) -> bool:
-        if isinstance(self.strategy, Combination):
+        if isinstance(self.strategy, NamesSettings):
             return False
+        if isinstance(self.strategy, Lazy) and self.strategy.options is not None:
+            return False
+        strategy = resolved(self.strategy)
         # Avalanche's strategies hand **kwargs to a template that knows the common names only.
-        if isinstance(self.strategy, type) and issubclass(self.strategy, BaseTemplate):
+        kinds = getattr(strategy, "__mro__", ())
+        if any(kind.__module__.startswith(_TEMPLATES) for kind in kinds):
             return False
-        parameters = inspect.signature(self.strategy).parameters.values()
+        parameters = inspect.signature(strategy).parameters.values()
         return any(p.kind is p.VAR_KEYWORD for p in parameters)
 
     def resolved_settings(self, per_experience: int, n_experiences: int) -> dict[str, Any]:

@@ -17,7 +17,6 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 _FORM = 'a method is a table such as [gem-weak] with base = "gem" and memory_strength = 0.1'
-_KNOWN = f"known: {', '.join(METHODS)}"
 
 
 def load_methods(path: str | Path) -> list[Method]:
@@ -79,7 +78,8 @@ def _method(name: str, table: Any) -> Method:
 def _base(table: dict[str, Any]) -> Method:
     if "base" not in table:
         raise ValueError(
-            f'base is missing: the method that is varied, such as base = "gem"; {_KNOWN}'
+            'base is missing: the method that is varied, such as base = "gem"; '
+            f"known: {', '.join(METHODS)}"
         )
     base = table["base"]
     try:

@@ -13,8 +13,10 @@ from avalanche_mgem.methods.method import Method
 from avalanche_mgem.methods.registry import DEFAULT_METHODS, METHODS, TEXT_METHODS
 
 
-def methods_table(methods: Iterable[Method] = tuple(METHODS.values())) -> Table:
+def methods_table(methods: Iterable[Method] | None = None) -> Table:
     """Return a table of the methods: name, description, and a line for each setting.
+
+    methods: None: all of METHODS.
 
     A setting that follows from the comparison's memory budget is shown as "memory" (patterns an
     experience) or "memory x experiences".
@@ -30,7 +32,8 @@ def methods_table(methods: Iterable[Method] = tuple(METHODS.values())) -> Table:
     table.add_column("Method", no_wrap=True)
     table.add_column("What it does")
     table.add_column("Settings", no_wrap=True, overflow="fold")
-    for method in as_list("methods", methods, Method, what="a list of methods"):
+    shown = METHODS.values() if methods is None else methods
+    for method in as_list("methods", shown, Method, what="a list of methods"):
         settings = "\n".join(f"{name}={value}" for name, value in method.settings.items())
         table.add_row(Text(method.name), Text(method.description), Text(settings or "-"))
     return table

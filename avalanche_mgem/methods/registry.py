@@ -6,48 +6,42 @@ import ast
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from avalanche.training.supervised import (
-    AGEM,
-    EWC,
-    GEM,
-    Cumulative,
-    GDumb,
-    JointTraining,
-    LwF,
-    Naive,
-    Replay,
-)
-
 from avalanche_mgem.arguments import suggestion
-from avalanche_mgem.huggingface.lora import IncLoRAPlugin, LoRAPlugin, OLoRAPlugin
-from avalanche_mgem.methods.baselines import SynapticIntelligence, check_baseline
-from avalanche_mgem.methods.combination import Combination, Part
-from avalanche_mgem.methods.combining import JOINT, combined
+from avalanche_mgem.lazy import Lazy
+from avalanche_mgem.methods import known
+from avalanche_mgem.methods.combination import JOINT, Combination, Part, combined
 from avalanche_mgem.methods.method import Memory, Method
-from avalanche_mgem.strategies import MGEM, MIGU, HybridMagnitude
+from avalanche_mgem.methods.registration import MethodRegistry
+from avalanche_mgem.methods.settings import (
+    check_baseline,
+    check_hybrid,
+    check_lora,
+    check_mgem,
+    check_migu,
+)
 
 
 def _mgem(name: str, description: str, **settings: Any) -> Method:
     memory = {"patterns_per_experience": Memory.PER_EXPERIENCE, "memory_strength": 0.5}
-    return Method(name, MGEM, {**memory, **settings}, description)
+    return Method(name, known.MGEM, {**memory, **settings}, description, check_mgem)
 
 
 def _migu(name: str, description: str, **settings: Any) -> Method:
     published = {"mask_fraction": 0.7, "freeze": "gradient"}
-    return Method(name, MIGU, {**published, **settings}, description)
+    return Method(name, known.MIGU, {**published, **settings}, description, check_migu)
 
 
 def _hybrid(name: str, mode: str, description: str, **settings: Any) -> Method:
-    return Method(name, HybridMagnitude, {"mode": mode, **settings}, description)
+    return Method(name, known.HYBRID, {"mode": mode, **settings}, description, check_hybrid)
 
 
-def _lora(name: str, plugin: Any, description: str, **settings: Any) -> Method:
-    strategy = Combination((Part(name, plugin, packages=("transformers", "peft")),))
+def _lora(name: str, plugin: Lazy, description: str, **settings: Any) -> Method:
+    strategy = Combination((Part(name, plugin, check_lora, ("transformers", "peft")),))
     published = {"rank": 8, "alpha": 32, "dropout": 0.05}
-    return Method(name, strategy, {**published, **settings}, description)
+    return Method(name, strategy, {**published, **settings}, description, strategy.check)
 
 
-def _baseline(name: str, strategy: Any, description: str, **settings: Any) -> Method:
+def _baseline(name: str, strategy: Lazy, description: str, **settings: Any) -> Method:
     return Method(name, strategy, settings, description, check_baseline)
 
 
@@ -55,46 +49,52 @@ def _baseline(name: str, strategy: Any, description: str, **settings: Any) -> Me
 # seeds 100 and 101: ewc of 0.1 to 1000, si of 0.1 to 10,000 and lwf of 0.1 to 100, in steps of
 # about 3. The best si is within a few thousandths of naive: a stronger one learns too little.
 _ALL = (
-    _baseline("naive", Naive, "train on, remember nothing"),
-    _baseline("replay", Replay, "half of each minibatch from the memory", mem_size=Memory.TOTAL),
-    _baseline("ewc", EWC, "a penalty on moving what mattered (Fisher diagonal)", ewc_lambda=10.0),
+    _baseline("naive", known.NAIVE, "train on, remember nothing"),
+    _baseline(
+        "replay", known.REPLAY, "half of each minibatch from the memory", mem_size=Memory.TOTAL
+    ),
+    _baseline(
+        "ewc", known.EWC, "a penalty on moving what mattered (Fisher diagonal)", ewc_lambda=10.0
+    ),
     _baseline(
         "si",
-        SynapticIntelligence,
+        known.SI,
         "a penalty on moving what lowered the loss (path integral)",
         si_lambda=1.0,
     ),
     _baseline(
         "lwf",
-        LwF,
+        known.LWF,
         "answer on new samples as the model before did (distillation)",
         alpha=10.0,
         temperature=2.0,
     ),
     _baseline(
         "agem",
-        AGEM,
+        known.AGEM,
         "one constraint: the memory's mean gradient",
         patterns_per_exp=Memory.PER_EXPERIENCE,
         sample_size=Memory.PER_EXPERIENCE,
     ),
     _baseline(
         "gem",
-        GEM,
+        known.GEM,
         "one constraint a past task (Avalanche's GEMPlugin)",
         patterns_per_exp=Memory.PER_EXPERIENCE,
         memory_strength=0.5,
     ),
     _baseline(
         "gdumb",
-        GDumb,
+        known.GDUMB,
         "from scratch on the balanced memory each time; wants more epochs than one",
         mem_size=Memory.TOTAL,
     ),
-    _baseline("cumulative", Cumulative, "train on all experiences so far: no limit on memory"),
+    _baseline(
+        "cumulative", known.CUMULATIVE, "train on all experiences so far: no limit on memory"
+    ),
     Method(
         "joint",
-        JointTraining,
+        known.JOINT_TRAINING,
         description="once on the whole stream, shuffled: no order to forget in (last row of R)",
         whole_stream=True,
     ),
@@ -128,12 +128,13 @@ _ALL = (
         low=1,
         threshold=0.0,
     ),
-    _lora("lora", LoRAPlugin, "one low-rank adapter for all tasks"),
-    _lora("inclora", IncLoRAPlugin, "a new low-rank adapter a task"),
-    _lora("olora", OLoRAPlugin, "inclora, adapters held orthogonal", orthogonality=0.5),
+    _lora("lora", known.LORA_PLUGIN, "one low-rank adapter for all tasks"),
+    _lora("inclora", known.INCLORA_PLUGIN, "a new low-rank adapter a task"),
+    _lora("olora", known.OLORA_PLUGIN, "inclora, adapters held orthogonal", orthogonality=0.5),
 )
 
-METHODS: dict[str, Method] = {method.name: method for method in _ALL}
+METHODS = MethodRegistry(_ALL)
+"""The methods that are known by name; `METHODS.register` adds one."""
 
 # What is compared when no method is named: those that share the memory budget, and some without.
 DEFAULT_METHODS: tuple[str, ...] = (

@@ -72,6 +72,11 @@ class Freezer:
                 self._statistics[name] = {n: v.clone() for n, v in moving_buffers(submodule)}
                 submodule.training = False
 
+    def frozen(self, model: nn.Module) -> list[nn.Parameter]:
+        """Return the parameters of the model that are frozen."""
+        named = dict(model.named_parameters()) if self._parameters else {}
+        return [named[name] for name in self._parameters if name in named]
+
     def keep(self, model: nn.Module) -> None:
         """Freeze again what a call of model.train() has set free, and undo what moved by it."""
         for name, values in self._statistics.items():

@@ -6,19 +6,24 @@ The core under the plugin for Avalanche and the callback for the Hugging Face Tr
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterator, Mapping
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from avalanche_mgem.arguments import as_list, flag, one_of, positive_int
-from avalanche_mgem.model.holding import StepHold, hold_rows, mask_gradients
+from avalanche_mgem.model.account import MOST_LEFT_OUT, Account, account
+from avalanche_mgem.model.fused import Fused, check_fused
+from avalanche_mgem.model.heads import Heads, HeadWatch
+from avalanche_mgem.model.holding import kept_rows_of, mask_gradients
 from avalanche_mgem.model.layers import (
-    GatedLayer,
     find_gated_layers,
     find_heads,
+    gateable_layers,
     resolve_gated_layers,
 )
 from avalanche_mgem.model.lazy import is_lazy
@@ -28,14 +33,21 @@ from avalanche_mgem.model.magnitudes import (
     random_scores,
     share_scores,
     weight_scores,
+    without_unseen,
 )
+from avalanche_mgem.model.optimizers import moves_by_gradient_alone
 from avalanche_mgem.model.padding import TokenMask, is_encoder_decoder, token_masks
-from avalanche_mgem.model.targets import Heads, TargetModules, check_target_modules, inside
+from avalanche_mgem.model.step_hold import StepHold, hold_rows
+from avalanche_mgem.model.targets import TargetModules, check_target_modules, inside
+from avalanche_mgem.model.uncalled import as_product, can_be_product
+from avalanche_mgem.model.units import GatedLayer
 from avalanche_mgem.restriction.rows import Normalize, kept_rows_of_layers, n_masked
 
 Score = Literal["output", "gradient", "weight", "random"]
 Freeze = Literal["gradient", "update"]
 Ungated = Literal["train", "freeze"]
+
+_LOG = logging.getLogger(__name__)
 
 
 class RowGate:
@@ -62,8 +74,9 @@ class RowGate:
 
     Attributes:
         names: of the gated layers.
-        last_scores: of the last step, float32 [n] by layer; None before the first.
-        last_mask: which rows the last step might move, bool [n] by layer; None where it was free.
+        last_scores: of the last step, float32 [n] by layer, or [experts, n]; None before the first.
+        last_mask: which rows the last step might move, bool of the same shapes; None where it was
+            free.
         draws: how many steps have drawn their rows (score="random").
     """
 
@@ -78,6 +91,7 @@ class RowGate:
         ungated: Ungated = "train",
         normalize: Normalize = "none",
         ignore_padding: bool = False,
+        fused: Fused = "layer",
         seed: int | None = None,
     ) -> None:
         n_masked(mask_fraction, 1)  # refuses what is no fraction
@@ -85,6 +99,7 @@ class RowGate:
         self.target_modules = _own_names("target_modules", target_modules)
         check_target_modules(self.target_modules)
         self.heads = cast(Heads, _own_names("heads", heads))
+        self.fused = check_fused(fused)
         self.score = one_of("score", score, ("output", "gradient", "weight", "random"))
         self.freeze = one_of("freeze", freeze, ("gradient", "update"))
         self.ungated = one_of("ungated", ungated, ("train", "freeze"))
@@ -96,11 +111,18 @@ class RowGate:
         self.last_scores: dict[str, Tensor] | None = None
         self.last_mask: dict[str, Tensor] | None = None
         self._recorder = MagnitudeRecorder(normalize)
+        self.last_account: Account | None = None
         self._head_names: list[str] = []
+        self._heads = HeadWatch()
+        self._by_product: set[str] = set()  # layers that are not called: their weights are used
+        self._heads_unseen = False  # whether the next forward pass is to show them
+        self._warned = False
+        self._lost: list[str] = []  # layers of which was said that they are not seen
         self._encoder_decoder = False
         self._kept: dict[str, Tensor] | None = None
         self._over = False  # whether the step is, so that its scores are to be forgotten
         self._hold: StepHold | None = None
+        self._hooks_are_enough = False  # to hold rows: seen in a step of this experience
         self._resolved: list[GatedLayer] | None = None  # the layers of these names, for a step
         self._hidden: list[tuple[nn.Parameter, Tensor]] = []  # gradients of what is ungated
         self.draws = 0
@@ -116,17 +138,31 @@ class RowGate:
         Raises:
             ValueError: what `find_gated_layers` raises; a compiled model whose outputs are wanted.
         """
-        self.release()
+        self.drop()
         self.close()
+        self._hooks_are_enough = False
         if self.score == "output":
             _refuse_compiled(model)
-        layers = find_gated_layers(model, self.target_modules, heads=self.heads)
-        self.names = [layer.name for layer in layers]
-        self._head_names = find_heads(model, self.heads)
+        self._choose(model, warn=self.heads is not None)
+        self._heads_unseen = self.heads is None
         self._encoder_decoder = is_encoder_decoder(model)
         self.last_scores = self.last_mask = self._kept = None
         self._recorder.reset()
         self._resolved, self._hidden = None, []
+
+    def _choose(self, model: nn.Module, *, warn: bool) -> None:
+        """Take the gated layers by what is known of the heads, and account for the rest."""
+        seen = self._heads.found
+        layers = find_gated_layers(
+            model, self.target_modules, heads=self.heads, seen_heads=seen, fused=self.fused
+        )
+        self.names = [layer.name for layer in layers]
+        self._head_names = find_heads(model, self.heads, seen)
+        source = "given" if self.heads is not None else "names" if seen is None else "graph"
+        self.last_account = account(model, layers, self._head_names, source)
+        _LOG.info("gate: %s", self.last_account)
+        if warn and self.target_modules is None and not self._warned:
+            self._warned = _warn_of_left_out(self.last_account)
 
     def begin(self) -> None:
         """Choose anew, with the scores so far or, after a step's end, without them."""
@@ -142,18 +178,29 @@ class RowGate:
         ignored; ValueError where it has none.
         """
         self.begin()
+        layers = self._layers(model)
+        if self._heads_unseen:
+            # Whatever may turn out to be no head is recorded too, so that this step masks it.
+            layers = find_gated_layers(model, self.target_modules, heads=(), fused=self.fused)
+            self._heads.open(gateable_layers(model))
         if self.score == "output":
             masks = self._token_masks(batch) if self.ignore_padding else None
-            self._recorder.open(self._layers(model), token_mask=masks, guard=model)
+            self._recorder.open(layers, token_mask=masks, guard=model)
 
-    def close(self) -> None:
-        """End what `open` began."""
+    def close(self, model: nn.Module | None = None, output: object = None) -> None:
+        """End what `open` began; with the model and its output, learn which layers are heads."""
         self._recorder.close()
+        watched = self._heads.is_open
+        self._heads.close(output)
+        if model is not None and watched and self._heads_unseen:
+            self._heads_unseen = False
+            self._choose(model, warn=True)
+            self._resolved = None
 
     def kept(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return which rows may move in this step, bool [n] by layer.
+        """Return which rows may move in this step, bool [n] by layer, or [experts, n].
 
-        It is the same until the next step begins.
+        It is the same until the next step begins. Of an expert that saw no token, none may.
 
         A layer that has no score, because no output of it was seen, is not there.
 
@@ -175,12 +222,39 @@ class RowGate:
         """
         self.last_scores, self.last_mask = self._scores(model), None
         layers = self._layers(model)
+        if self.score == "output" and self.last_scores:
+            self._see_uncalled([each for each in layers if each.name not in self.last_scores])
         if self.score == "output" and layers and not self.last_scores:
             known = ", ".join(layer.name for layer in layers)
             raise RuntimeError(
                 "no output of a gated layer was seen in this step: the loss was computed around "
                 f"the model's own call, or the model is compiled (layers: {known})"
             )
+
+    def _see_uncalled(self, layers: list[GatedLayer]) -> None:
+        """Look for products with the weights of layers that train and were not called.
+
+        Where none was found either, raise RuntimeError if they were named, or else warn.
+        """
+        uncalled = [layer for layer in layers if _is_trained_now(layer)]
+        new = [each.name for each in uncalled if can_be_product(each) and not self._tried(each)]
+        self._by_product.update(new)
+        self._resolved = None if new else self._resolved
+        lost = [each.name for each in uncalled if each.name not in new]
+        if not lost:
+            return
+        said = (
+            f"{len(lost)} gated layers have a gradient, and their outputs are not seen, because "
+            f"their forward is never called: {', '.join(lost[:4])}{', ...' if lost[4:] else ''}"
+        )
+        if self.target_modules is not None:
+            raise RuntimeError(f"{said}; leave them out of target_modules, or use another score")
+        if self._lost != lost:
+            self._lost = lost
+            warnings.warn(f"{said}; they train freely", stacklevel=3)
+
+    def _tried(self, layer: GatedLayer) -> bool:
+        return layer.name in self._by_product
 
     def mask(self, model: nn.Module) -> None:
         """Make the gradients zero of the rows that may not move; None stays None."""
@@ -194,11 +268,24 @@ class RowGate:
                     self._hidden.append((parameter, parameter.grad))
                     parameter.grad = None
 
-    def hold(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Until `release`, let no step of the optimiser move these rows (freeze="update")."""
-        self.release()
-        if self.freeze == "update" and self.mask_fraction > 0:
-            self._hold = hold_rows(optimizer, self._layers(model), self.kept(model))
+    def hold(self, model: nn.Module, *optimizers: Any) -> None:
+        """Until `release`, let no step of the optimisers move these rows (freeze="update").
+
+        Nor what is ungated (ungated="freeze"), which most optimisers leave alone without a
+        gradient.
+        """
+        self.drop()
+        rows = self.freeze == "update" and self.mask_fraction > 0
+        hides = self.ungated == "freeze" and not all(map(moves_by_gradient_alone, optimizers))
+        if rows or hides:
+            ungated = [p for _, p in self._ungated(model) if p.requires_grad] if hides else []
+            self._hold = hold_rows(
+                optimizers,
+                self._layers(model) if rows else (),
+                self.kept(model),
+                still=ungated,
+                copy=not self._hooks_are_enough,
+            )
 
     def unhide(self) -> None:
         """Give what is ungated its gradients back after the step (ungated="freeze").
@@ -211,7 +298,13 @@ class RowGate:
                 parameter.grad = gradient
 
     def release(self) -> None:
-        """End what `hold` began."""
+        """End what `hold` began, after the step: what has moved all the same is put back."""
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            self._hooks_are_enough = hold.end()
+
+    def drop(self) -> None:
+        """End what `hold` began, after an error or without a step: nothing is put back."""
         hold, self._hold = self._hold, None
         if hold is not None:
             hold.remove()
@@ -220,16 +313,14 @@ class RowGate:
         """End the step: the next forward pass begins another, without the scores of this one."""
         self._over, self._resolved, self._hidden = True, None, []
 
-    def held_rows(self, model: nn.Module) -> Iterator[tuple[str, int, Tensor]]:
-        """Yield what may not move in this step: a parameter's name, its rows' dimension, bool [n].
+    def held_rows(self, model: nn.Module) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
+        """Yield what may not move in this step: a parameter's name, its rows' dimensions, bool.
 
-        The rows that are held are True.
+        The mask has these dimensions' sizes, and the rows that are held are True.
         """
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        for layer in self._layers(model):
-            if layer.name in (kept := self.kept(model)):
-                for rows in layer.rows:
-                    yield names[id(rows.parameter)], rows.dim, ~kept[layer.name]
+        for rows in kept_rows_of(self._layers(model), self.kept(model)):
+            yield names[id(rows.parameter)], rows.slices.dims, ~rows.kept
 
     def held_parameters(self, model: nn.Module) -> list[str]:
         """Return the names of the parameters that may not move as a whole (ungated="freeze")."""
@@ -250,7 +341,8 @@ class RowGate:
 
     def _layers(self, model: nn.Module) -> list[GatedLayer]:
         if self._resolved is None:
-            self._resolved = resolve_gated_layers(model, self.names)
+            found = resolve_gated_layers(model, self.names, fused=self.fused)
+            self._resolved = [as_product(model, e) if self._tried(e) else e for e in found]
         return self._resolved
 
     def _scores(self, model: nn.Module) -> dict[str, Tensor]:
@@ -261,18 +353,22 @@ class RowGate:
             if not any(is_lazy(rows.parameter) for rows in layer.rows)
         ]
         if self.score == "output":
-            return self._recorder.scores_of_all(layers)
+            scores = self._recorder.scores_of_all(layers)
+            return {layer.name: scores[layer.name] for layer in layers if layer.name in scores}
         if self.score == "weight":
-            return share_scores(weight_scores(layers))
-        if self.score == "gradient":
+            scores = weight_scores(layers)
+        elif self.score == "gradient":
             # Under a GradScaler gradients may overflow; then the step is left out, masked or not.
             scores = {name: s.nan_to_num() for name, s in gradient_scores(layers).items()}
-            return share_scores(scores)
+        else:
+            scores = random_scores(layers, self._generator())
+        return share_scores(without_unseen(scores, layers))
+
+    def _generator(self) -> torch.Generator:
         # A generator of torch's cannot be pickled: each step has one of its own instead.
         sequence = np.random.SeedSequence([self.seed, self.draws])
         self.draws += 1
-        generator = torch.Generator().manual_seed(int(sequence.generate_state(1)[0]))
-        return share_scores(random_scores(layers, generator))
+        return torch.Generator().manual_seed(int(sequence.generate_state(1)[0]))
 
     def _ungated(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield what is neither a row of a gated layer nor in an output head."""
@@ -292,6 +388,11 @@ class ShowsGate:
     _gate: RowGate
 
     @property
+    def last_account(self) -> Account | None:
+        """What of the model is gated, what is not, and what its heads are; None before training."""
+        return self._gate.last_account
+
+    @property
     def mask_fraction(self) -> float:
         """The fraction of the rows that is held still."""
         return self._gate.mask_fraction
@@ -305,6 +406,25 @@ class ShowsGate:
     def last_scores(self) -> dict[str, Tensor] | None:
         """The scores of the last step."""
         return self._gate.last_scores
+
+
+def _is_trained_now(layer: GatedLayer) -> bool:
+    """Whether the last backward pass has reached a layer."""
+    gradients = [rows.parameter.grad for rows in layer.rows]
+    return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+
+
+def _warn_of_left_out(found: Account) -> bool:
+    """Warn where much of a model trains freely; return whether it does."""
+    much = found.share_left_out > MOST_LEFT_OUT
+    if much:
+        warnings.warn(
+            f"{found.share_left_out:.0%} of the model's trainable parameters are in layers that "
+            "MIGU does not gate and that are no heads, embeddings or norms; they train freely: "
+            f"{found.describe_left_out()}",
+            stacklevel=2,
+        )
+    return much
 
 
 def _refuse_compiled(model: nn.Module) -> None:

@@ -1,19 +1,21 @@
-"""What holds the rows still that may not move: in the gradient, or through any optimiser's step.
+"""What holds the rows still that may not move: in the gradient, or through an optimiser's step.
 
 MIGU (arXiv 2406.17245, eq. 4-6) makes the gradients of masked rows zero after the backward pass.
 That holds a row still under plain SGD only: momentum, the moments of Adam and weight decay go on
-moving it. `hold_rows` is our way to hold it still under any optimiser, whoever calls its step.
+moving it. `RowKeeper` puts such rows back after a step, and `avalanche_mgem.model.step_hold` holds
+them through every step that an optimiser takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn, optim
 
-from avalanche_mgem.model.layers import GatedLayer, Rows
-from avalanche_mgem.model.stand_in import is_element_wise, step_kept_rows
+from avalanche_mgem.model.stand_in import KeptRows
+from avalanche_mgem.model.units import GatedLayer, Slices
 from avalanche_mgem.restriction.rows import masked_positions
 
 
@@ -27,19 +29,33 @@ def mask_gradients(layers: Iterable[GatedLayer], kept: Mapping[str, Tensor]) -> 
         layers: whose rows' gradients are masked; biases are left alone.
         kept: of each layer by its name, bool [n]; a layer that has none is left alone.
     """
-    for rows, mask in _rows_and(layers, kept):
+    for rows in intersected(kept_rows_of(layers, kept)):
         if (gradient := rows.parameter.grad) is not None:
-            shape = [-1 if dim == rows.dim else 1 for dim in range(gradient.ndim)]
-            gradient.detach().mul_(mask.to(gradient.dtype).view(shape))
+            mask = rows.slices.mask(rows.kept, gradient.ndim)
+            gradient.detach().mul_(mask.to(gradient.dtype))
 
 
-def _rows_and(
-    layers: Iterable[GatedLayer], values: Mapping[str, Tensor]
-) -> Iterator[tuple[Rows, Tensor]]:
-    """Each layer's rows with the layer's value; layers that have none are left out."""
+def kept_rows_of(layers: Iterable[GatedLayer], kept: Mapping[str, Tensor]) -> Iterator[KeptRows]:
+    """Yield what is kept of the parameters' rows; layers without a mask are left out.
+
+    Args:
+        layers: that have the parameters.
+        kept: of each layer's units by its name, bool of the layer's shape.
+    """
     for layer in layers:
-        if layer.name in values:
-            yield from ((rows, values[layer.name]) for rows in layer.rows)
+        if layer.name in kept:
+            for rows in layer.rows:
+                mask = rows.spread(kept[layer.name])
+                yield KeptRows(rows.name, rows.parameter, Slices(rows.own_dims), mask)
+
+
+def intersected(masks: Iterable[KeptRows]) -> list[KeptRows]:
+    """Each parameter once, with the rows that are kept wherever it is used."""
+    found: dict[tuple[int, Slices], KeptRows] = {}
+    for rows in masks:
+        key = id(rows.parameter), rows.slices
+        found[key] = rows._replace(kept=rows.kept & found[key].kept) if key in found else rows
+    return list(found.values())
 
 
 class RowKeeper:
@@ -58,7 +74,7 @@ class RowKeeper:
     """
 
     def __init__(self) -> None:
-        self._held: list[_Held] = []
+        self._held: list[HeldRows] = []
 
     def __getstate__(self) -> dict[str, object]:
         return {"_held": []}
@@ -70,13 +86,7 @@ class RowKeeper:
         optimizer: optim.Optimizer,
     ) -> None:
         """Copy the rows that are not kept; `kept` as in `mask_gradients`."""
-        layers = [layer for layer in layers if layer.name in kept]
-        positions = masked_positions({layer.name: kept[layer.name] for layer in layers})
-        self._held = [
-            _Held(rows, index, optimizer)
-            for rows, index in _rows_and(layers, positions)
-            if index.numel() > 0
-        ]
+        self._held = hold_copies(intersected(kept_rows_of(layers, kept)), [optimizer])
 
     def restore(self) -> None:
         """Put the rows back; without a `save` before, nothing."""
@@ -85,200 +95,101 @@ class RowKeeper:
             rows.restore()
 
 
-class _Held:
-    """The masked rows of one parameter and of its optimiser's state."""
+def hold_copies(masks: Iterable[KeptRows], optimizers: Sequence[Any]) -> list[HeldRows]:
+    """Copy the rows that are not kept, and what these optimisers' states have of them.
 
-    def __init__(self, rows: Rows, index: Tensor, optimizer: optim.Optimizer) -> None:
-        self._rows, self._index, self._optimizer = rows, index, optimizer
+    Parameters without such rows are left out.
+    """
+    rows = list(masks)
+    positions = masked_positions({i: row.kept.flatten() for i, row in enumerate(rows)})
+    return [
+        HeldRows(rows[i], index, optimizers) for i, index in positions.items() if index.numel() > 0
+    ]
+
+
+class HeldRows:
+    """Copies of some rows of one parameter and of its optimisers' state."""
+
+    def __init__(self, rows: KeptRows, index: Tensor, optimizers: Sequence[Any]) -> None:
+        self._rows, self._index, self._optimizers = rows, index, optimizers
         self._copies = {
-            key: tensor.index_select(dim, index) for key, tensor, dim in self._tensors()
+            key: slices.select(tensor, index) for key, tensor, slices in self._tensors()
         }
 
-    def _tensors(self) -> Iterator[tuple[str | None, Tensor, int]]:
-        """What has such rows and where: the parameter, under None, its state by its key."""
-        yield None, self._rows.parameter.detach(), self._rows.dim
-        yield from _state_rows(self._rows, self._optimizer.state.get(self._rows.parameter, {}))
+    def _tensors(self) -> Iterator[tuple[tuple[int, str], Tensor, Slices]]:
+        """What has such rows and where: the parameter, and its state by optimiser and key."""
+        parameter = self._rows.parameter
+        yield (-1, ""), parameter.detach(), self._rows.slices
+        for number, optimizer in enumerate(self._optimizers):
+            for key, tensor, slices in _state_rows(self._rows, _state_of(parameter, optimizer)):
+                yield (number, key), tensor, slices
+
+    def have_moved(self) -> bool:
+        """Whether the parameter has changed in these rows."""
+        now = self._rows.slices.select(self._rows.parameter.detach(), self._index)
+        return not torch.equal(now, self._copies[-1, ""])
 
     def restore(self) -> None:
-        for key, tensor, dim in self._tensors():
+        """Put them back; state that is new is zero there, but for Rprop's step sizes."""
+        for key, tensor, slices in self._tensors():
             if key in self._copies:
-                tensor.index_copy_(dim, self._index, self._copies[key])
-            elif key != "step_size":
-                tensor.index_fill_(dim, self._index, 0.0)
+                slices.copy(tensor, self._index, self._copies[key])
+            elif key[1] != "step_size":
+                slices.fill(tensor, self._index, 0.0)
 
 
-def _state_rows(rows: Rows, state: Mapping[str, object]) -> Iterator[tuple[str, Tensor, int]]:
+class HeldWhole:
+    """Copies of one parameter and of what its optimisers' state has of its shape."""
+
+    def __init__(self, parameter: nn.Parameter, optimizers: Sequence[Any]) -> None:
+        self._parameter, self._optimizers = parameter, optimizers
+        self._copies = {key: tensor.clone() for key, tensor in self._tensors()}
+
+    def _tensors(self) -> Iterator[tuple[tuple[int, str], Tensor]]:
+        yield (-1, ""), self._parameter.detach()
+        for number, optimizer in enumerate(self._optimizers):
+            for key, value in _state_of(self._parameter, optimizer).items():
+                if isinstance(value, Tensor) and value.shape == self._parameter.shape:
+                    yield (number, key), value
+
+    def have_moved(self) -> bool:
+        """Whether the parameter has changed."""
+        return not torch.equal(self._parameter.detach(), self._copies[-1, ""])
+
+    def restore(self) -> None:
+        """Put them back; state that is new stays."""
+        for key, tensor in self._tensors():
+            if key in self._copies:
+                tensor.copy_(self._copies[key])
+
+
+def _state_of(parameter: nn.Parameter, optimizer: Any) -> Mapping[str, object]:
+    """The optimiser's state of one parameter; what LBFGS keeps there is of all together."""
+    state: Mapping[Any, Any] = getattr(optimizer, "state", {})
+    found = {} if isinstance(optimizer, optim.LBFGS) else state.get(parameter, {})
+    return found if isinstance(found, Mapping) else {}
+
+
+def _state_rows(
+    rows: KeptRows, state: Mapping[str, object]
+) -> Iterator[tuple[str, Tensor, Slices]]:
     """The optimiser's state, by its key, that has rows as the parameter has, and where they lie.
 
     A row may be one number: Adafactor's are, [n, 1] (torch) or [n] (transformers). Adafactor's
-    columns are all rows' and no part.
+    columns are all rows' and no part. A vector of all of the parameter's numbers (Prodigy) has
+    rows too.
     """
-    shape = rows.parameter.shape
+    shape, dims = rows.parameter.shape, rows.slices.dims
     for key, value in state.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
             continue
-        if value.ndim == len(shape) and value.shape[rows.dim] == shape[rows.dim]:
-            yield key, value, rows.dim
+        is_whole = value.ndim == 1 < len(shape) and value.numel() == rows.parameter.numel()
+        if is_whole and value.is_contiguous() and not key.endswith(("_row", "_col")):
+            yield key, value.view(shape), rows.slices
+            continue
+        if value.ndim == len(shape) and all(value.shape[dim] == shape[dim] for dim in dims):
+            yield key, value, rows.slices
         # A vector may fit both ways, so its name says which dimension it is the mean over.
         without = len(shape) - (1 if key.endswith("_row") else 2 if key.endswith("_col") else 0)
-        if without != rows.dim and value.shape == (*shape[:without], *shape[without + 1 :]):
-            yield key, value, rows.dim - (without < rows.dim)
-
-
-def hold_rows(
-    optimizer: optim.Optimizer,
-    layers: Iterable[GatedLayer],
-    kept: Mapping[str, Tensor],
-    *,
-    still: Iterable[nn.Parameter] = (),
-) -> StepHold:
-    """Hold rows still through every step of an optimiser, until `remove` (ours).
-
-        hold = hold_rows(optimizer, layers, kept)
-        optimizer.step()
-        hold.remove()
-
-    Masked rows of parameters and of their optimiser's state do not change by one bit, whoever
-    calls `step`: a gradient scaler, a learning rate scheduler's wrapper, accelerate. Parameters
-    without a gradient are left alone, and layers of which all is kept cost nothing. Several holds
-    on one optimiser add up: a row moves where all of them keep it.
-
-    torch's own element-wise optimisers (SGD, Adam, AdamW, ...) are shown the kept rows only, as
-    small parameters of their own: on a CPU one after another, which takes hardly any memory and on
-    the whole no longer than a plain step; on an accelerator all at once. An error in a step leaves
-    some rows stepped and others not, as it does in a plain one, but masked rows untouched. The kept
-    rows move as in a plain step, to the bit but for kernels that round the last few elements of a
-    tensor differently (torch's fused ones on a CPU, and most in half precision).
-
-    Of any other optimiser, and where `step` is given a closure, the masked rows are put back after
-    the step, as by `RowKeeper`, which also says what becomes of state that is made in a step. An
-    error in such a step leaves masked rows as the step has them.
-
-    Args:
-        optimizer: whose steps are held; of accelerate's wrapper, the one inside. A copy or a pickle
-            of it is not held.
-        layers: whose rows are held; biases are left alone.
-        kept: of each layer by its name, bool [n]; a layer that has none is left alone.
-        still: parameters of which nothing may move, as if they had no gradient.
-
-    Raises:
-        ValueError: a mask that has not as many rows as its layer.
-    """
-    while "param_groups" not in vars(optimizer) and hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    masks = [(rows, mask.to(rows.parameter.device)) for rows, mask in _rows_and(layers, kept)]
-    for rows, mask in masks:
-        if mask.shape != rows.parameter.shape[rows.dim : rows.dim + 1]:
-            raise ValueError(
-                f"kept must be bool [{rows.parameter.shape[rows.dim]}] for {rows.name!r}, "
-                f"got {tuple(mask.shape)}"
-            )
-    return StepHold(optimizer, masks, still)
-
-
-class StepHold:
-    """What `hold_rows` holds, until `remove`. A copy or a pickle of it holds nothing."""
-
-    def __init__(
-        self,
-        optimizer: optim.Optimizer,
-        masks: Iterable[tuple[Rows, Tensor]],
-        still: Iterable[nn.Parameter],
-    ) -> None:
-        self._masks, self._still = list(masks), list(still)
-        self._end: Callable[[], None] | None = None
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
-
-    def __getstate__(self) -> dict[str, object]:
-        return {"_masks": [], "_still": [], "_end": None, "_hooks": []}
-
-    def remove(self) -> None:
-        """Take the hooks off the optimiser; a second time, nothing."""
-        while self._hooks:
-            self._hooks.pop().remove()
-        self._masks, self._still, self._end = [], [], None
-
-    def _before_step(
-        self, optimizer: optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._end = None
-        holds = _holds_on(optimizer)
-        if holds[0] is not self:
-            return None  # it has held the rows of all
-        still = {id(parameter): parameter for hold in holds for parameter in hold._still}
-        masks = _intersected(pair for hold in holds for pair in hold._masks)
-        masks = [(rows, mask) for rows, mask in masks if id(rows.parameter) not in still]
-        has_closure = kwargs.get("closure", args[1] if len(args) > 1 else None) is not None
-        if not has_closure and is_element_wise(optimizer, masks):
-            return (step_kept_rows(optimizer, masks, still), *args[1:]), kwargs
-        put_back = _PutBack(optimizer, masks, still.values())
-        self._end = put_back.end
-        return put_back.arguments(args, kwargs)
-
-    def _after_step(
-        self, optimizer: optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        end, self._end = self._end, None
-        if end is not None:
-            end()
-
-
-def _holds_on(optimizer: optim.Optimizer) -> list[StepHold]:
-    hooks = optimizer._optimizer_step_pre_hooks.values()
-    owners = [getattr(hook, "__self__", None) for hook in hooks]
-    return [owner for owner in owners if isinstance(owner, StepHold)]
-
-
-def _intersected(pairs: Iterable[tuple[Rows, Tensor]]) -> list[tuple[Rows, Tensor]]:
-    """Each parameter once, with the rows that are kept wherever it is used."""
-    found: dict[tuple[int, int], tuple[Rows, Tensor]] = {}
-    for rows, mask in pairs:
-        key = id(rows.parameter), rows.dim
-        found[key] = rows, mask & found[key][1] if key in found else mask
-    return list(found.values())
-
-
-class _PutBack:
-    """What holds rows and parameters through a step that sees them all."""
-
-    def __init__(
-        self,
-        optimizer: optim.Optimizer,
-        masks: list[tuple[Rows, Tensor]],
-        still: Iterable[nn.Parameter],
-    ) -> None:
-        positions = masked_positions({i: mask for i, (_, mask) in enumerate(masks)})
-        self._held = [
-            _Held(masks[i][0], index, optimizer)
-            for i, index in positions.items()
-            if index.numel() > 0
-        ]
-        self._still, self._gradients = list(still), list[tuple[nn.Parameter, Tensor]]()
-
-    def arguments(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the step's arguments, a closure made to hide the gradients that it makes."""
-        self._hide()
-        closure = kwargs.get("closure")
-        if closure is not None:
-            return args, {**kwargs, "closure": lambda: self._hide(closure())}
-        if len(args) > 1 and args[1] is not None:
-            return (args[0], lambda: self._hide(args[1]()), *args[2:]), kwargs
-        return args, kwargs
-
-    def _hide(self, loss: Any = None) -> Any:
-        for parameter in self._still:
-            if parameter.grad is not None:
-                self._gradients.append((parameter, parameter.grad))
-                parameter.grad = None
-        return loss
-
-    def end(self) -> None:
-        for held in self._held:
-            held.restore()
-        for parameter, gradient in self._gradients:
-            parameter.grad = gradient
+        if without not in dims and value.shape == (*shape[:without], *shape[without + 1 :]):
+            yield key, value, Slices(tuple(dim - (without < dim) for dim in dims))

@@ -2,27 +2,80 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from numbers import Real
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 
 from avalanche_mgem.model.gradients import Parameters, positions
+from avalanche_mgem.model.optimizers import optimizers_within
+
+# Their steps are searched for, or are sizes of their own that only begin at the learning rate.
+_SIZES_OF_THEIR_OWN = (optim.LBFGS, optim.Rprop)
 
 
-def step_rates(parameters: Parameters, optimizer: torch.optim.Optimizer) -> list[float]:
-    """Return the signed learning rate of each parameter: the step is -rate times the update.
+@dataclass(frozen=True)
+class Rate:
+    """What a parameter's step is of its update: step = -value * update.
 
-    It is 0 for a parameter that the optimiser does not have, and negative for a group that
-    maximises, whose steps go along the gradient.
+    Attributes:
+        value: the signed learning rate; 0 where no optimiser moves the parameter, and negative in a
+            group that maximises, whose steps go along the gradient.
+        is_known: False where the value tells how parameters compare only, because the optimiser
+            finds the size of its steps itself.
     """
-    rates = {
-        id(p): float(group["lr"]) * (-1.0 if group.get("maximize") else 1.0)
-        for group in optimizer.param_groups
-        for p in group["params"]
-    }
-    return [rates.get(id(p), 0.0) for p in parameters]
+
+    value: float
+    is_known: bool = True
+
+
+def step_rates(parameters: Parameters, optimizers: Iterable[Any]) -> list[Rate]:
+    """Return the rate of each parameter; the rates of several optimisers that hold it add up.
+
+    Not known are those of a group whose `lr` is missing, None or no number, as in Adafactor with
+    relative steps; those of optimisers whose `lr` is a multiple of a size that they estimate, which
+    have it in their groups as `d` (D-Adaptation, Prodigy) or are made with lr=1 where none is given
+    (Adadelta); and those of LBFGS and Rprop.
+    """
+    rates: dict[int, Rate] = {}
+    for optimizer in optimizers:
+        estimates = any(_estimates(each.__class__) for each in optimizers_within(optimizer))
+        for group in optimizer.param_groups:
+            rate = _rate(group, estimates)
+            for parameter in group["params"]:
+                other = rates.get(id(parameter), Rate(0.0))
+                both = other.is_known and rate.is_known
+                rates[id(parameter)] = Rate(other.value + rate.value, both)
+    return [rates.get(id(parameter), Rate(0.0)) for parameter in parameters]
+
+
+def _rate(group: Mapping[str, Any], estimates: bool) -> Rate:
+    sign = -1.0 if group.get("maximize") else 1.0
+    value = group.get("lr")
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.detach().item()
+    if not isinstance(value, Real):
+        return Rate(sign, is_known=False)
+    return Rate(sign * float(value), is_known=not estimates and "d" not in group)
+
+
+@cache
+def _estimates(kind: type) -> bool:
+    """Whether the optimisers of a class take their `lr` for a multiple of a size they estimate."""
+    if issubclass(kind, _SIZES_OF_THEIR_OWN):
+        return True
+    for each in kind.__mro__:
+        if inspect.isfunction(function := vars(each).get("__init__")):
+            given = inspect.signature(function).parameters.get("lr")
+            if given is not None:
+                return given.default in (1, 1.0)
+    return False
 
 
 class StepRecorder:
@@ -33,35 +86,73 @@ class StepRecorder:
     So updates are handed out times sqrt(w) and memory rows must be scaled by `metric`; with one
     learning rate all of this is multiplication by one.
 
+    Rates that are not known are made such that the update is as long as the gradient: each is its
+    value times c = ||s|| / ||value * gradient||, both over all parameters of this kind. In plain
+    SGD, c is one. So a memory strength of gamma pushes along a memory row by gamma times what the
+    step makes of a gradient of that length, as in GEM. (Where the gradient is zero and a step is
+    taken all the same, c is that of the step before, and in a first step, which has none before
+    it, the update has length one.)
+
     Attributes:
-        metric: sqrt(w), one number a parameter.
+        metric: sqrt(w), one number a parameter; after `finish`.
     """
 
     def __init__(self) -> None:
+        self._scale: float | None = None  # c
         self.forget()
 
     def forget(self) -> None:
         """Let go of the remembered parameters."""
         self.metric: list[float] = []
         self._before: list[Tensor] = []
-        self._rates: list[float] = []
+        self._rates: list[Rate] = []
+        self._slope = 0.0  # ||value * gradient|| where the rates are not known
+        self._steps: list[float] = []  # of each parameter, its rate; 0: it did not move
 
-    def start(self, parameters: Parameters, optimizer: torch.optim.Optimizer) -> None:
+    def start(self, parameters: Parameters, optimizers: Iterable[Any]) -> None:
         """Remember where the parameters are; a copy of them is kept until the step."""
         self._before = [p.detach().clone() for p in parameters]
-        self._rates = step_rates(parameters, optimizer)
-        largest = max(map(abs, self._rates))
-        self.metric = [math.sqrt(abs(r) / largest) if r != 0 else 1.0 for r in self._rates]
+        self._rates = step_rates(parameters, optimizers)
+        self._slope = _slope(parameters, self._rates)
 
     def finish(self, parameters: Parameters) -> list[Tensor | None]:
-        """Return sqrt(w) u for each parameter; None for those that the optimiser does not move."""
-        moved = zip(parameters, self._before, self._rates, self.metric, strict=True)
+        """Return sqrt(w) u for each parameter; None for those that the step does not move.
+
+        That are those without a gradient, and those that no known optimiser has or that have a rate
+        of zero; unless they have moved all the same.
+        """
+        rates = self._found_rates(parameters)
+        largest = max(map(abs, rates))
+        self.metric = [math.sqrt(abs(r) / largest) if r != 0 else 1.0 for r in rates]
+        self._steps = [
+            rate if p.grad is not None or not torch.equal(before, p) else 0.0
+            for p, before, rate in zip(parameters, self._before, rates, strict=True)
+        ]
+        moved = zip(parameters, self._before, self._steps, self.metric, strict=True)
         return [
-            (_wide(before) - _wide(p.detach())) * (factor / rate)
-            if rate != 0 and p.grad is not None
-            else None
+            (_wide(before) - _wide(p.detach())) * (factor / rate) if rate != 0 else None
             for p, before, rate, factor in moved
         ]
+
+    def _found_rates(self, parameters: Parameters) -> list[float]:
+        """The rates, with those that were not known before the step."""
+        rates = [
+            Rate(1.0, is_known=False) if rate.value == 0 and not torch.equal(before, p) else rate
+            for p, before, rate in zip(parameters, self._before, self._rates, strict=True)
+        ]
+        if all(rate.is_known for rate in rates):
+            return [rate.value for rate in rates]
+        moved = [
+            _norm(_wide(before) - _wide(p.detach()))
+            for p, before, rate in zip(parameters, self._before, rates, strict=True)
+            if not rate.is_known
+        ]
+        # An optimiser may leave no gradients behind.
+        step, slope = math.hypot(*moved), _slope(parameters, rates) or self._slope
+        if step > 0 and slope > 0:
+            self._scale = step / slope
+        scale = step if self._scale is None else self._scale
+        return [rate.value * (1.0 if rate.is_known else scale) for rate in rates]
 
     @torch.no_grad()
     def redo(self, parameters: Sequence[nn.Parameter], taken: Tensor, wanted: Tensor) -> None:
@@ -70,10 +161,10 @@ class StepRecorder:
         Where the two are the same, the parameters are not touched: not by rounding either.
         """
         everything = zip(
-            parameters, positions(parameters), self._before, self._rates, self.metric, strict=True
+            parameters, positions(parameters), self._before, self._steps, self.metric, strict=True
         )
         for p, columns, before, rate, factor in everything:
-            if rate != 0 and p.grad is not None:
+            if rate != 0:
                 step = wanted[columns].view_as(p) * (rate / factor)
                 differs = (wanted[columns] != taken[columns]).view_as(p)
                 p.copy_(torch.where(differs, (_wide(before) - step).to(p.dtype), p))
@@ -83,6 +174,22 @@ class StepRecorder:
         """Put the parameters back where they were before the step."""
         for p, before in zip(parameters, self._before, strict=True):
             p.copy_(before)
+
+
+def _slope(parameters: Parameters, rates: Sequence[Rate]) -> float:
+    """||value * gradient|| over the parameters whose rates are not known."""
+    return math.hypot(
+        *(
+            rate.value * _norm(p.grad)
+            for p, rate in zip(parameters, rates, strict=True)
+            if not rate.is_known and p.grad is not None
+        )
+    )
+
+
+def _norm(value: Tensor) -> float:
+    value = value.coalesce().values() if value.layout == torch.sparse_coo else value
+    return float(torch.linalg.vector_norm(_wide(value.detach())))
 
 
 def _wide(value: Tensor) -> Tensor:

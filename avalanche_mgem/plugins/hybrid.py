@@ -12,22 +12,18 @@ from torch import Tensor, nn
 
 from avalanche_mgem.arguments import as_list, finite, one_of, positive_int
 from avalanche_mgem.bridge.boundaries import Boundary, task_boundary
+from avalanche_mgem.bridge.changes import watch_minibatch
 from avalanche_mgem.bridge.collation import Collate, collate_of
 from avalanche_mgem.bridge.distributed import require_unused
 from avalanche_mgem.bridge.epochs import forget_epoch, when_the_epoch_begins
-from avalanche_mgem.bridge.nonfinite import (
-    GuardsSteps,
-    OnNonFinite,
-    StepGuard,
-    all_finite,
-    place,
-)
+from avalanche_mgem.bridge.finite import all_finite
+from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard, place
+from avalanche_mgem.bridge.optimizers import optimizers_of
 from avalanche_mgem.bridge.paths import forget_steps, show_gradients
 from avalanche_mgem.bridge.probes import GradientProbe
 from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.bridge.trial import require_positions, try_probe
-from avalanche_mgem.bridge.changes import watch_minibatch
 from avalanche_mgem.model.blocks import Blocks, Modules, check_modules, find_blocks
 from avalanche_mgem.model.distributed import (
     first_of_all,
@@ -35,8 +31,11 @@ from avalanche_mgem.model.distributed import (
     unwrapped,
 )
 from avalanche_mgem.model.freezing import Freezer, ModelReference
+from avalanche_mgem.model.heads import Heads, HeadWatch
+from avalanche_mgem.model.layers import gateable_layers
 from avalanche_mgem.model.lazy import uninitialized
-from avalanche_mgem.model.targets import Heads
+from avalanche_mgem.model.optimizers import moves_by_gradient_alone
+from avalanche_mgem.model.step_hold import StepHold, hold_rows
 from avalanche_mgem.restriction.similarity import (
     Decision,
     Metric,
@@ -178,6 +177,10 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         sequence = np.random.SeedSequence(torch.initial_seed() if seed is None else seed)
         self._probe = GradientProbe(probe_batches, int(sequence.generate_state(1)[0]))
         self._freezer = Freezer()
+        self._hold: StepHold | None = None
+        self._heads_seen = HeadWatch()
+        self._heads_known: tuple[str, ...] | None = None  # by the last task that has ended
+        self._watches = False  # for the next forward pass to show the heads
         self._trained = ModelReference()  # the model that the decisions were about
         self._boundary = Boundary(known=True, starts=True, ends=True)
         self._is_new = False  # whether the experience has not begun to train
@@ -222,7 +225,9 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         if self.mode != "initialized":
             require_unused(strategy.model)
         self._is_new, self._waits = True, False
-        self._guard.start()
+        self._drop_hold()
+        self._watches = self.heads is None
+        self._guard.start(strategy, "HybridMagnitudePlugin")
         self._boundary = task_boundary(strategy.experience)
         if not self._boundary.known and self.decide_every is None and self.mode != "initialized":
             raise ValueError(
@@ -254,19 +259,48 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
 
     def before_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         """See to it that what is frozen stays so, whoever called model.train() since."""
-        self._freezer.keep(unwrapped(strategy.model))
+        model = unwrapped(strategy.model)
+        self._freezer.keep(model)
+        if self._watches:
+            self._heads_seen.open(gateable_layers(model))
+
+    def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
+        """See in the first output of an experience which layers are its heads."""
+        if self._watches:
+            self._heads_seen.close(strategy.mb_output)
+            self._watches = False
 
     def after_backward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Note the loss."""
         self._guard.add_loss(strategy)
 
     def before_update(self, strategy: Strategy, **kwargs: Any) -> None:
-        """Skip a step that is not finite."""
+        """Skip a step that is not finite; hold what is frozen where the optimiser may move it."""
+        self._guard.watch(strategy)
         self._guard.allows(strategy)
+        self._drop_hold()
+        optimizers = optimizers_of(strategy)
+        frozen = self._freezer.frozen(unwrapped(strategy.model))
+        if frozen and not all(map(moves_by_gradient_alone, optimizers)):
+            self._hold = hold_rows(optimizers, (), {}, still=frozen, copy=True)
 
     def after_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """End the step."""
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            hold.end()
         self._guard.close()
+
+    def release_hooks(self) -> None:
+        """Take off what a step that an error has ended has left."""
+        super().release_hooks()
+        self._heads_seen.close()
+        self._drop_hold()
+
+    def _drop_hold(self) -> None:
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            hold.remove()
 
     def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         """Decide in the midst of an epoch, where a stream has no task boundaries."""
@@ -292,6 +326,8 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         self.thaw(model)
         dataset = strategy.experience.dataset
         collate = collate_of(strategy.dataloader, dataset)
+        # Not before: all decisions of a task are about the same modules.
+        self._heads_known = self._heads_seen.found
         if self._boundary.ends:
             self._end_task(strategy, dataset, collate)
         elif self._boundary.known:
@@ -377,7 +413,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
                 forget_steps(strategy, blocks.parameters[name])
 
     def _blocks(self, model: nn.Module) -> Blocks:
-        blocks = find_blocks(model, self.modules, heads=self.heads)
+        blocks = find_blocks(model, self.modules, heads=self.heads, seen_heads=self._heads_known)
         if self.mode == "initialized":
             return blocks
         for argument, value in (("low", self.low), ("high", self.high)):

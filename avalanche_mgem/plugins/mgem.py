@@ -15,26 +15,23 @@ from torch import Tensor, nn
 
 from avalanche_mgem.arguments import finite, one_of, positive_int
 from avalanche_mgem.bridge.boundaries import task_boundary
+from avalanche_mgem.bridge.changes import watch_minibatch
 from avalanche_mgem.bridge.classes import class_targets
 from avalanche_mgem.bridge.collation import Transform, collate_of
 from avalanche_mgem.bridge.distributed import samples_a_step
+from avalanche_mgem.bridge.finite import row_reason
 from avalanche_mgem.bridge.forward import require_loss_of_past
 from avalanche_mgem.bridge.generalization import GeneralizationProbe
 from avalanche_mgem.bridge.memory import EpisodicMemory, MemoryGroup, Selection, Split
-from avalanche_mgem.bridge.nonfinite import (
-    GuardsSteps,
-    OnNonFinite,
-    OptimizerSnapshot,
-    StepGuard,
-    row_reason,
-)
+from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard
+from avalanche_mgem.bridge.optimizers import optimizers_of
 from avalanche_mgem.bridge.rows import BatchNorm, MemoryRows, Passes
 from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.bridge.size import check_size, rows_of_stream
 from avalanche_mgem.bridge.still import HoldsStill, Still, held_still
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.bridge.trial import require_positions, try_memory
-from avalanche_mgem.bridge.changes import watch_minibatch
+from avalanche_mgem.bridge.watch import Action, Order
 from avalanche_mgem.model.distributed import (
     first_vector,
     require_whole_parameters,
@@ -50,6 +47,7 @@ from avalanche_mgem.model.partition import (
     check_parameter_groups,
     restricted_parameters,
 )
+from avalanche_mgem.model.snapshot import OptimizerSnapshot
 from avalanche_mgem.model.steps import StepRecorder, step_rates
 from avalanche_mgem.restriction import (
     ConstantSchedule,
@@ -282,7 +280,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
                 f"step, such as MIGUPlugin, got {self._rows.refresh_every}"
             )
         self._rows.start_experience()
-        self._guard.start()
+        self._guard.start(strategy, "MGEMPlugin")
         self._check_samples(strategy, tries=boundary.starts or self._experience == 0)
         watch_minibatch(strategy)
 
@@ -309,19 +307,21 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             return
         # What is not finite may lie where the projection does not look.
         if self._guard.allows(strategy):
-            try:
-                self._restrict_gradient(strategy)
-            except FloatingPointError as error:
-                self._guard.refuse(strategy, error, self._row_reason(strategy))
+            self._restrict_gradient(strategy)
+        self._guard.acted()
 
     def before_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """Skip a step that is not finite; remember where it begins (restrict="update")."""
+        restricts = self.restrict == "gradient" and len(self._strengths) > 0
+        again = Action(Order.PROJECT, self._restrict_again, argument="restrict='update'")
+        self._guard.watch(strategy, *([again] if restricts else []))
         if not self._guard.allows(strategy):
             return
         if self.restrict == "update" and len(self._strengths):
-            self._step.start(self._parameters(unwrapped(strategy.model)), strategy.optimizer)
+            optimizers = optimizers_of(strategy)
+            self._step.start(self._parameters(unwrapped(strategy.model)), optimizers)
             if self.on_nonfinite == "skip":
-                self._undo = OptimizerSnapshot(strategy.optimizer)
+                self._undo = OptimizerSnapshot(*optimizers)
 
     def after_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """Project the step that the optimiser took (restrict="update")."""
@@ -331,12 +331,23 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         self._undo = None
         self._guard.close()
 
+    def _restrict_again(self, strategy: Strategy, loss: Any) -> None:
+        """Project a gradient that the step has made itself."""
+        if not self._guard.skips:
+            self._restrict_gradient(strategy)
+
     def _restrict_gradient(self, strategy: Strategy) -> None:
+        try:
+            self._project_gradient(strategy)
+        except FloatingPointError as error:
+            self._guard.refuse(strategy, error, self._row_reason(strategy))
+
+    def _project_gradient(self, strategy: Strategy) -> None:
         parameters = self._parameters(unwrapped(strategy.model))
-        rates = step_rates(parameters, strategy.optimizer)
+        rates = step_rates(parameters, optimizers_of(strategy))
         held = held_still(strategy, of="gradient")
         still = [
-            name in held.parameters or (rate == 0 and self.unused_parameters == "exclude")
+            name in held.parameters or (rate.value == 0 and self.unused_parameters == "exclude")
             for name, rate in zip(self._names, rates, strict=True)
         ]
         gradients = [None if s else p.grad for p, s in zip(parameters, still, strict=True)]
@@ -467,9 +478,9 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             if name in held.parameters or (exclude and vector is None)
         ]
         shapes = dict(zip(self._names, (p.shape for p in parameters), strict=True))
-        for name, dim, rows_held in held.rows:
+        for name, dims, rows_held in held.rows:
             if name in where:
-                self._matrix.hold_still(where[name], shapes[name], dim, rows_held)
+                self._matrix.hold_still(where[name], shapes[name], dims, rows_held)
         is_gem = len(self._restricted.slices) == 1 and self.memory.groups == 1
         automatic: Ridge = _GEM_RIDGE if is_gem else "relative"
         rows = self._matrix.rows

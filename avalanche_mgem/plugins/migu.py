@@ -9,15 +9,19 @@ from avalanche.training.plugins import SupervisedPlugin
 from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.bridge.boundaries import task_boundary
 from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard
+from avalanche_mgem.bridge.optimizers import optimizers_of
 from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.bridge.still import Still
 from avalanche_mgem.bridge.strategy import Strategy
+from avalanche_mgem.bridge.watch import Action, Order
 from avalanche_mgem.model.distributed import (
     require_whole_parameters,
     unwrapped,
 )
+from avalanche_mgem.model.fused import Fused
 from avalanche_mgem.model.gate import Freeze, RowGate, Score, ShowsGate, Ungated
-from avalanche_mgem.model.targets import Heads, TargetModules
+from avalanche_mgem.model.heads import Heads
+from avalanche_mgem.model.targets import TargetModules
 from avalanche_mgem.restriction.rows import Normalize
 
 
@@ -40,11 +44,13 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
     Args:
         mask_fraction: T in [0, 1), the fraction of the rows that is held still: 0.7 in the paper
             for full fine-tuning and LoRA, 0.4 beside replay, 0.05 to 0.1 beside O-LoRA.
-        target_modules: the gated layers. None (default, ours): every Linear, Conv2d, Conv1D
-            (gpt2's) and LoRA layer but output heads and layers whose weight is shared;
-            "all-linear", a regular expression on whole names, or a list of names or their last
-            parts, as peft's; see `avalanche_mgem.model.layers.find_gated_layers`. Of a LoRA layer,
-            A is gated by |xA| and B by the combined output.
+        target_modules: the gated layers. None (default, ours): every linear layer, convolution,
+            attention, recurrent layer, mixture of experts and LoRA layer but output heads and
+            layers whose weight is shared; "all-linear", a regular expression on whole names, or a
+            list of names or their last parts, as peft's; see
+            `avalanche_mgem.model.layers.find_gated_layers`. Of a LoRA layer, A is gated by |xA|
+            and B by the combined output. Each expert's rows are chosen by themselves, by the tokens
+            that are routed to it; an expert without a token is held still as a whole.
         heads: the output heads, which always train; None: the usual ones, see there.
         score: "output" (as published), or another score to compare it with: "gradient" (|dL/dW|,
             the mean over a row), "weight" (|W|) (both as the paper's table 11) or "random".
@@ -58,6 +64,9 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
         normalize: "none" (as the authors' code) or "token": each token's |y| is divided by its L1
             norm first, as the paper's text may be read.
         ignore_padding: leave out the tokens that the input's `attention_mask` leaves out (ours).
+        fused: layers that hold several matrices, such as gpt2's c_attn: "layer" (as published) or
+            "parts" (ours), where each of queries, keys and values has its own `mask_fraction`; or
+            sizes of parts by layer, {"qkv": (64, 16, 16)}.
         skip_tasks: the first tasks, which train freely; the paper's is 1.
         skip_steps: the first steps that train freely, where a stream does not tell its tasks.
         seed: of score="random". None: torch's current initial seed.
@@ -68,7 +77,7 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
     Attributes:
         mask_fraction: as above.
         last_mask: which rows the last iteration might move, bool [n] for each gated layer by its
-            name; None where all might.
+            name, [experts, n] for experts; None where all might.
         last_scores: n of the last iteration, float32 [n] by layer, also where nothing was masked;
             None before the first.
         skipped_steps: how many steps were left out (on_nonfinite="skip"); they leave the two above
@@ -96,6 +105,7 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
         ungated: Ungated = "train",
         normalize: Normalize = "none",
         ignore_padding: bool = False,
+        fused: Fused = "layer",
         skip_tasks: int = 1,
         skip_steps: int = 0,
         seed: int | None = None,
@@ -113,6 +123,7 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
             ungated=ungated,
             normalize=normalize,
             ignore_padding=ignore_padding,
+            fused=fused,
             seed=seed,
         )
         self.skip_tasks = positive_int("skip_tasks", skip_tasks, minimum=0)
@@ -136,7 +147,7 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
         again = self._unfinished == (place := strategy.experience.current_experience)
         self._tasks += boundary.starts and not again
         self._unfinished = place
-        self._guard.start()
+        self._guard.start(strategy, "MIGUPlugin")
 
     def before_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         """Remember what a skipped step must put back (on_nonfinite="skip")."""
@@ -148,7 +159,7 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
 
     def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         """End it."""
-        self._gate.close()
+        self._gate.close(unwrapped(strategy.model), strategy.mb_output)
 
     def after_backward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Note the loss."""
@@ -156,6 +167,9 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
 
     def before_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """Mask the gradients, and hold the rows through the step (freeze="update")."""
+        again = Action(Order.MASK, self._mask_again, argument="freeze='update'")
+        again.late = self._gate.freeze == "update"  # the rows are put back in any case
+        self._guard.watch(strategy, *([again] if self._is_active() else []))
         if not self._guard.allows(strategy):
             return
         if not self._is_active():
@@ -166,7 +180,12 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
         except FloatingPointError as error:
             self._guard.refuse(strategy, error)
             return
-        self._gate.hold(unwrapped(strategy.model), strategy.optimizer)
+        self._gate.hold(unwrapped(strategy.model), *optimizers_of(strategy))
+
+    def _mask_again(self, strategy: Strategy, loss: Any) -> None:
+        """Mask gradients that the step has made itself."""
+        if not self._guard.skips:
+            self._gate.mask(unwrapped(strategy.model))
 
     def after_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """Forget the step."""
@@ -178,8 +197,9 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
 
     def release_hooks(self) -> None:
         """Take off what a step that an error has ended has left in model and optimiser."""
+        super().release_hooks()
         self._gate.close()
-        self._gate.release()
+        self._gate.drop()
 
     def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Note that it has ended."""

@@ -5,24 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from avalanche_mgem.arguments import as_path, flag
 from avalanche_mgem.files import is_unfinished, write_atomically
-from avalanche_mgem.report.figures.accuracy import FIGURES
-from avalanche_mgem.report.figures.canvas import pdf, png
 from avalanche_mgem.report.latex import latex_table
 from avalanche_mgem.report.markdown import markdown_table
-from avalanche_mgem.report.tensorboard import event_files, write_hparams, write_images
 from avalanche_mgem.results.csv import write_accuracy_csv, write_csv
 from avalanche_mgem.results.file_names import file_name
 from avalanche_mgem.results.result import RunResult
-from avalanche_mgem.results.summary import by_method, by_stream, require_runs, stream_length
+from avalanche_mgem.results.summary import (
+    FURTHER,
+    by_method,
+    by_stream,
+    require_runs,
+    stream_length,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MARK = "avalanche-mgem-report.json"
 _FORMAT = 1
 _TENSORBOARD = "tensorboard"
+_TABLES = ("table.md", "table.tex", "scores.md", "scores.tex", "results.csv", "accuracy.csv")
 
 
 def write_report(
@@ -30,9 +36,10 @@ def write_report(
 ) -> list[Path]:
     """Write tables and pictures of finished runs into a folder, in one of its own for each stream.
 
-    With one stream, the files lie in out itself: table.md, table.tex, results.csv, accuracy.csv;
-    accuracy, tradeoff, forgetting and heatmaps, each as .png and .pdf. An earlier report is
-    replaced: its files that this one does not have are removed, others' files stay.
+    With one stream, the files lie in out itself: table.md and table.tex; scores.md and scores.tex
+    with the further scores; results.csv, accuracy.csv; accuracy, tradeoff, forgetting and heatmaps,
+    each as .png and .pdf. An earlier report is replaced: its files that this one does not have are
+    removed, others' files stay.
 
     Args:
         results: runs of one or several streams, told apart by method, stream and seed.
@@ -55,6 +62,9 @@ def write_report(
         for method, of_method in by_method(runs).items():
             stream_length(method, of_method)
     earlier = _earlier_files(out)
+    # What is wrong has been told by now, without waiting for matplotlib.
+    from avalanche_mgem.report.tensorboard import event_files, write_hparams, write_images
+
     folders = {stream: out / file_name(stream) if len(streams) > 1 else out for stream in streams}
     files = [folder / name for folder in folders.values() for name in _names()]
     out.mkdir(parents=True, exist_ok=True)
@@ -72,14 +82,21 @@ def write_report(
 
 
 def _names() -> list[str]:
+    from avalanche_mgem.report.figures.accuracy import FIGURES
+
     pictures = [f"{name}.{ending}" for name in FIGURES for ending in ("png", "pdf")]
-    return ["table.md", "table.tex", "results.csv", "accuracy.csv", *pictures]
+    return [*_TABLES, *pictures]
 
 
 def _write_stream(runs: Sequence[RunResult], folder: Path) -> dict[str, Figure]:
+    from avalanche_mgem.report.figures.accuracy import FIGURES
+    from avalanche_mgem.report.figures.canvas import pdf, png
+
     folder.mkdir(exist_ok=True)
     write_atomically(folder / "table.md", markdown_table(runs).encode())
     write_atomically(folder / "table.tex", latex_table(runs).encode())
+    write_atomically(folder / "scores.md", markdown_table(runs, FURTHER).encode())
+    write_atomically(folder / "scores.tex", latex_table(runs, FURTHER).encode())
     write_csv(runs, folder / "results.csv")
     write_accuracy_csv(runs, folder / "accuracy.csv")
     figures = {name: draw(runs) for name, draw in FIGURES.items()}

@@ -37,23 +37,23 @@ _SPECIAL = {
 }
 
 
-def latex_table(results: Sequence[RunResult]) -> str:
+def latex_table(results: Sequence[RunResult], columns: Mapping[str, str] = HEADINGS) -> str:
     r"""Return what `results_table` shows as a LaTeX tabular, to be read by `\input`.
 
     The preamble needs `\usepackage{booktabs}`. The best mean of a column is bold, with its
-    interval; an arrow in the heading says which way is better.
+    interval; an arrow in the heading says which way is better. columns: as of `markdown_table`.
 
     Raises:
         ValueError: as `summary.by_method`.
     """
-    rows = summarise(results)
+    rows = summarise(results, columns)
     best = best_means(rows)
-    headings = ["Method", "Seeds", *(_heading(column) for column in HEADINGS)]
+    headings = ["Method", "Seeds", *(_heading(*column) for column in columns.items())]
     lines = [
         f"% Stream: {_one_line(results[0].stream)}",
         f"% {caption(rows)}",
         r"% Needs \usepackage{booktabs}.",
-        r"\begin{tabular}{l" + "r" * (1 + len(HEADINGS)) + "}",
+        r"\begin{tabular}{l" + "r" * (1 + len(columns)) + "}",
         r"\toprule",
         " & ".join(headings) + r" \\",
         r"\midrule",
@@ -73,14 +73,14 @@ def _one_line(text: str) -> str:
     return " ".join(re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", " ", text).split())
 
 
-def _heading(column: str) -> str:
+def _heading(column: str, text: str) -> str:
     arrows = {max: r" $\uparrow$", min: r" $\downarrow$"}
-    return HEADINGS[column] + (arrows[BEST[column]] if column in BEST else "")
+    return text + (arrows[BEST[column]] if column in BEST else "")
 
 
 def _latex_row(row: Row, best: Mapping[str, float]) -> str:
     scores = (_latex_entry(text, top) for text, top in entries(row, best, r" \pm "))
-    return " & ".join([escape_latex(row.method), str(row.seeds), *scores]) + r" \\"
+    return " & ".join([escape_latex(row.method), row.seeds_text, *scores]) + r" \\"
 
 
 def _latex_entry(text: str, top: bool) -> str:

@@ -29,8 +29,9 @@ def results_table(results: Sequence[RunResult], width: int | None = None) -> Tab
     """Return the comparison of the methods on one stream, a row a method.
 
     Accuracies are fractions, `0.793 ± 0.012`: the mean and the half-width of its 95% interval over
-    the seeds, the mean alone for one seed, a dash where a run has no value. The best mean of ACC,
-    BWT, LA and Forgetting is bold. Where that is too wide, `0.793±0.012` is tried, then two lines.
+    the seeds, the mean alone for one seed, a dash where a run has no value. Seeds that diverged are
+    counted, "3 (1 diverged)", and left out. The best mean of ACC, BWT, LA and Forgetting is bold.
+    Where that is too wide, `0.793±0.012` is tried, then two lines.
 
     Args:
         results: runs of one stream, in any order.
@@ -49,19 +50,21 @@ def results_table(results: Sequence[RunResult], width: int | None = None) -> Tab
     return table
 
 
-def markdown_table(results: Sequence[RunResult]) -> str:
+def markdown_table(results: Sequence[RunResult], columns: Mapping[str, str] = HEADINGS) -> str:
     """Return what `results_table` shows as Markdown: the stream, the table, and what it means.
+
+    columns: the scores and what stands above them; `summary.FURTHER` has further ones.
 
     Raises:
         ValueError: as `by_method`.
     """
-    rows = summarise(results)
+    rows = summarise(results, columns)
     best = best_means(rows)
     lines = [
         f"Stream: {results[0].stream}",
         "",
-        "| " + " | ".join(["Method", "Seeds", *HEADINGS.values()]) + " |",
-        "| :-- |" + " --: |" * (1 + len(HEADINGS)),
+        "| " + " | ".join(["Method", "Seeds", *columns.values()]) + " |",
+        "| :-- |" + " --: |" * (1 + len(columns)),
         *(_markdown_row(row, best) for row in rows),
         "",
         caption(rows),
@@ -85,7 +88,7 @@ def _rich_table(rows: Sequence[Row], stream: str, joint: str) -> Table:
     best = best_means(rows)
     for row in rows:
         scores = (Text(text, "bold" if top else "") for text, top in entries(row, best, joint))
-        table.add_row(Text(row.method), str(row.seeds), *scores)
+        table.add_row(Text(row.method), row.seeds_text, *scores)
     return table
 
 
@@ -95,4 +98,4 @@ def _natural_width(table: Table) -> int:
 
 def _markdown_row(row: Row, best: Mapping[str, float]) -> str:
     scores = (f"**{text}**" if top else text for text, top in entries(row, best, _SPACED))
-    return "| " + " | ".join([row.method.replace("|", r"\|"), str(row.seeds), *scores]) + " |"
+    return "| " + " | ".join([row.method.replace("|", r"\|"), row.seeds_text, *scores]) + " |"

@@ -24,7 +24,8 @@ def write_hparams(results: Iterable[RunResult], folder: Path) -> None:
     """Write what TensorBoard's HParams tab shows of each run, into a folder a run.
 
     Hyper-parameters: method, stream, seed and the settings of the run. Metrics: `score/ACC`,
-    `score/BWT`, `score/LA`, `score/FWT`; one that was not measured is left out.
+    `score/BWT`, `score/LA`, `score/FWT`; one that was not measured is left out. A run that diverged
+    has `diverged` alone, the experience in which it did.
 
     Raises:
         OSError: folder cannot be written.
@@ -35,6 +36,8 @@ def write_hparams(results: Iterable[RunResult], folder: Path) -> None:
     for run in results:
         scores = {name: run.scores[key] for key, name in _METRICS.items()}
         scores = {name: score for name, score in scores.items() if not math.isnan(score)}
+        if run.diverged is not None:
+            scores["diverged"] = float(run.diverged)
         # Not by add_hparams: it also writes the list of a run's own settings as that of all runs,
         # and TensorBoard shows the columns of the first run alone.
         _, start, end = hparams(hyperparameters(run), scores)  # type: ignore[no-untyped-call]

@@ -12,17 +12,18 @@ from typing import Any
 
 from avalanche_mgem.files import write_atomically
 from avalanche_mgem.results.result import RunResult
-from avalanche_mgem.results.summary import HEADINGS, require_runs, scores_and_seconds
+from avalanche_mgem.results.summary import FURTHER, HEADINGS, require_runs, scores_and_seconds
 
 
 def write_csv(results: Sequence[RunResult], path: str | os.PathLike[str]) -> None:
     """Write a row a run: what it was, its scores, its settings and the versions it ran with.
 
-    Columns: method, stream, seed, acc, bwt, la, fwt, forgetting, seconds; then `restriction.*`,
-    `timings.*`, `configuration.*`, `versions.*` and `metrics.*`, each sorted, the union over the
-    runs, blank where a run has none. Nested settings get dotted names; lists, booleans and null are
-    written as JSON. Floats read back to the same number; NaN is blank. UTF-8, lines end in a line
-    feed. The file appears whole or not at all.
+    Columns: method, stream, seed, acc, bwt, la, fwt, forgetting, seconds, aia, min_acc, wc_acc,
+    acc_task_il, diverged (the experience, from 0, in which the run became NaN or Inf; else blank);
+    then `restriction.*`, `timings.*`, `configuration.*`, `versions.*` and `metrics.*`, each sorted,
+    the union over the runs, blank where a run has none. Nested settings get dotted names; lists,
+    booleans and null are written as JSON. Floats read back to the same number; NaN is blank. UTF-8,
+    lines end in a line feed. The file appears whole or not at all.
 
     Raises:
         ValueError: if results is empty.
@@ -61,6 +62,7 @@ def _record(result: RunResult) -> dict[str, Any]:
         "stream": result.stream,
         "seed": result.seed,
         **scores_and_seconds(result),
+        "diverged": math.nan if result.diverged is None else result.diverged,
         **flat("restriction", result.restriction),
         **flat("timings", result.timings),
         **flat("configuration", result.configuration),
@@ -82,7 +84,7 @@ def flat(name: str, value: Any) -> dict[str, Any]:
 
 def _columns(records: Sequence[Mapping[str, Any]]) -> list[str]:
     names = {name for record in records for name in record}
-    fixed = ["method", "stream", "seed", *HEADINGS]
+    fixed = ["method", "stream", "seed", *HEADINGS, *FURTHER, "diverged"]
     groups = ("restriction.", "timings.", "configuration.", "versions.", "metrics.")
     return fixed + [name for group in groups for name in sorted(names) if name.startswith(group)]
 

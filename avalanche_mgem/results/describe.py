@@ -8,16 +8,14 @@ import inspect
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
+from avalanche_mgem.lazy import Lazy
 from avalanche_mgem.moved import former_module
 
 _OURS = ("avalanche.", "avalanche_mgem.")
@@ -56,8 +54,10 @@ class _Description:
             return value
         if isinstance(value, Real):
             return _number(value)
-        if isinstance(value, Tensor | np.ndarray):
+        if _is_one_of("torch", "Tensor", value) or _is_one_of("numpy", "ndarray", value):
             return _array(value)
+        if isinstance(value, Lazy):
+            return self._lazy(value)
         if inspect.isclass(value) or inspect.ismodule(value):
             return _name(value) + _source_mark(value)
         if isinstance(value, Mapping | list | tuple | set | frozenset):
@@ -86,6 +86,12 @@ class _Description:
     def _names(self, value: Mapping[str, Any]) -> Any:
         """Describe values by names whose order says nothing, such as attributes and keywords."""
         return self._container(value, ordered=False)
+
+    def _lazy(self, value: Lazy) -> Any:
+        # Of ours and of Avalanche's the name is all that is told: it need not be imported for that.
+        if value.is_ours:
+            return f"{former_module(value.module)}.{value.name}"
+        return self.of(value.resolve())
 
     def _object(self, value: Any) -> Any:
         if is_dataclass(value):
@@ -125,6 +131,12 @@ class _Description:
         return {"type": _name(type(value)) + _source_mark(type(value)), **state}
 
 
+def _is_one_of(package: str, kind: str, value: Any) -> bool:
+    """Whether a value is of this class; whoever has such a value has imported the package."""
+    module = sys.modules.get(package)
+    return module is not None and isinstance(value, getattr(module, kind))
+
+
 def _number(value: Any) -> int | float | str:
     if isinstance(value, Integral):
         return int(value)
@@ -133,7 +145,9 @@ def _number(value: Any) -> int | float | str:
 
 
 def _array(value: Any) -> dict[str, Any]:
-    if isinstance(value, Tensor):
+    if _is_one_of("torch", "Tensor", value):
+        import torch
+
         # As bytes, because NumPy does not know bfloat16.
         array = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     else:

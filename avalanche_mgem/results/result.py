@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,10 +13,13 @@ import numpy as np
 from avalanche_mgem.evaluation.matrix import (
     Matrix,
     average_accuracy,
+    average_incremental_accuracy,
     backward_transfer,
     forgetting,
     forward_transfer,
     learning_accuracy,
+    minimum_accuracy,
+    worst_case_accuracy,
 )
 
 
@@ -34,8 +38,12 @@ class RunResult:
         timings: seconds that each part of the restriction took in an iteration with a memory.
         metrics: means over the run by name: how far an experience moved the weights, what a gate
             masked; of O-LoRA's penalty, that over the last experience.
+        masked: R with the answers by argmax over each task's own classes, float [T, T]; None where
+            it was not measured, as by earlier versions.
         configuration: everything the run was started with, as JSON values.
         versions: of the packages that decide the numbers.
+        diverged: the experience (from 0) in which loss, weights or outputs became NaN or Inf; the
+            run ended there, R is NaN from that row on. None: they did not.
     """
 
     method: str
@@ -49,23 +57,35 @@ class RunResult:
     timings: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    diverged: int | None = None
+    masked: Matrix | None = None
 
     @property
     def scores(self) -> dict[str, float]:
-        """The scores of the table, in its order: acc, bwt, la, fwt, forgetting."""
-        return {
+        """The scores: those of the table in its order, then the further ones; NaN where unknown.
+
+        They are computed from R, so those of runs of earlier versions are by today's definitions.
+        Of a run that diverged, all are NaN.
+        """
+        scores = {
             "acc": average_accuracy(self.accuracy),
             "bwt": backward_transfer(self.accuracy),
             "la": learning_accuracy(self.accuracy),
             "fwt": forward_transfer(self.accuracy, self.baseline),
             "forgetting": forgetting(self.accuracy),
+            "aia": average_incremental_accuracy(self.accuracy),
+            "min_acc": minimum_accuracy(self.accuracy),
+            "wc_acc": worst_case_accuracy(self.accuracy),
+            "acc_task_il": math.nan if self.masked is None else average_accuracy(self.masked),
         }
+        return scores if self.diverged is None else dict.fromkeys(scores, math.nan)
 
     def to_json(self) -> str:
         """Return the run as JSON text; NaN becomes null."""
         values = asdict(self)
         values["accuracy"] = _without_nan(self.accuracy)
         values["baseline"] = _without_nan(self.baseline)
+        values["masked"] = None if self.masked is None else _without_nan(self.masked)
         return json.dumps(values, indent=1, allow_nan=False)
 
     @classmethod
@@ -74,6 +94,8 @@ class RunResult:
         values = json.loads(text)
         values["accuracy"] = np.array(values["accuracy"], dtype=np.float64)
         values["baseline"] = np.array(values["baseline"], dtype=np.float64)
+        if values.get("masked") is not None:
+            values["masked"] = np.array(values["masked"], dtype=np.float64)
         return cls(**values)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from scipy.stats import t as student_t
-
 LEVEL = 0.95
 """Coverage of every interval in the tables and plots."""
 
@@ -30,6 +28,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     if count == 1:
         return mean, math.nan
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    from scipy.stats import t as student_t
+
     quantile = float(student_t.ppf((1 + LEVEL) / 2, count - 1))
     return mean, quantile * deviation / math.sqrt(count)
 

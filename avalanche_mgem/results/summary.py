@@ -20,7 +20,15 @@ HEADINGS = {
 }
 """The columns of every table, and what stands above them."""
 
-BEST = {"acc": max, "bwt": max, "la": max, "forgetting": min}
+FURTHER = {
+    "aia": "AIA",
+    "min_acc": "min-ACC",
+    "wc_acc": "WC-ACC",
+    "acc_task_il": "Task-IL ACC",
+}
+"""The scores that have a table of their own, and what stands above them."""
+
+BEST = {"acc": max, "bwt": max, "la": max, "forgetting": min, **dict.fromkeys(FURTHER, max)}
 """Which value of a column is the best, for those that have a best one."""
 
 
@@ -55,13 +63,42 @@ def by_method(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
     return groups
 
 
+def without_diverged(runs: Sequence[RunResult]) -> list[RunResult]:
+    """Return the runs that did not diverge; all of them where none is left, whose scores are NaN.
+
+    What is shown of a method is shown of these.
+    """
+    return [run for run in runs if run.diverged is None] or list(runs)
+
+
+def divergence_note(runs: Sequence[RunResult]) -> str:
+    """Say behind a method's name how many of its runs diverged; empty: none did."""
+    count = sum(run.diverged is not None for run in runs)
+    if count == 0:
+        return ""
+    return " (diverged)" if count == len(runs) else f" ({count} of {len(runs)} diverged)"
+
+
 @dataclass(frozen=True)
 class Row:
-    """A method's row: number of seeds, and (mean, half-width) by column."""
+    """A method's row.
+
+    Args:
+        method: its name.
+        seeds: how many there are.
+        intervals: (mean, half-width) by column, over the seeds that did not diverge.
+        diverged: how many did.
+    """
 
     method: str
     seeds: int
     intervals: Mapping[str, tuple[float, float]]
+    diverged: int = 0
+
+    @property
+    def seeds_text(self) -> str:
+        """The number of seeds, and of those that diverged."""
+        return f"{self.seeds} ({self.diverged} diverged)" if self.diverged else str(self.seeds)
 
 
 def require_runs(results: Sequence[RunResult]) -> None:
@@ -85,17 +122,20 @@ def stream_length(method: str, runs: Sequence[RunResult]) -> int:
 
 
 def scores_and_seconds(result: RunResult) -> dict[str, float]:
-    """The columns of the table: the scores, then the training time."""
+    """The columns of the tables: the scores, and the training time."""
     return {**result.scores, "seconds": float(result.seconds)}
 
 
-def summarise(results: Sequence[RunResult]) -> list[Row]:
+def summarise(results: Sequence[RunResult], columns: Mapping[str, str] = HEADINGS) -> list[Row]:
     """Return a row a method on one stream; raises ValueError as `by_method`."""
     rows = []
     for method, runs in by_method(results).items():
-        values = [scores_and_seconds(run) for run in runs]
-        intervals = {name: mean_interval([one[name] for one in values]) for name in HEADINGS}
-        rows.append(Row(method, len(runs), intervals))
+        values = [scores_and_seconds(run) for run in without_diverged(runs)]
+        intervals = {name: mean_interval([one[name] for one in values]) for name in columns}
+        diverged = sum(run.diverged is not None for run in runs)
+        if diverged == len(runs):
+            intervals = dict.fromkeys(columns, (math.nan, math.nan))
+        rows.append(Row(method, len(runs), intervals, diverged))
     return rows
 
 
@@ -106,15 +146,20 @@ def _digits(column: str, mean: float) -> int:
 
 
 def _shown(mean: float, digits: int) -> float:
-    # Adding zero makes a negative zero positive; forgetting is the negative of a BWT that may be 0.
+    # Adding zero makes a negative zero positive.
     return round(mean, digits) + 0.0
 
 
 def best_means(rows: Sequence[Row]) -> dict[str, float]:
-    """Return each column's best mean as it is shown, so that equal numbers are equally bold."""
+    """Return each column's best mean as it is shown, so that equal numbers are equally bold.
+
+    A method of which a seed diverged is never the best.
+    """
     best = {}
     for column, choose in BEST.items():
-        means = [_shown(row.intervals[column][0], 3) for row in rows]
+        if not rows or column not in rows[0].intervals:
+            continue
+        means = [_shown(row.intervals[column][0], 3) for row in rows if not row.diverged]
         best[column] = choose((mean for mean in means if not math.isnan(mean)), default=math.nan)
     return best
 
@@ -132,14 +177,21 @@ def entries(row: Row, best: Mapping[str, float], joint: str) -> Iterable[tuple[s
         text = f"{_shown(mean, digits):.{digits}f}"
         if not math.isnan(half_width):
             text += f"{joint}{half_width:.{digits}f}"
-        yield text, _shown(mean, 3) == best.get(column)
+        yield text, not row.diverged and _shown(mean, 3) == best.get(column)
 
 
 def caption(rows: Sequence[Row]) -> str:
     """Say what the numbers of a table mean."""
     if all(row.seeds == 1 for row in rows):
-        return "One seed a method: no intervals. Bold: the best value."
-    return (
-        "Mean ± half-width of the 95% interval (Student's t) over the seeds; "
-        "one seed: the value alone. Bold: the best mean."
-    )
+        meaning = "One seed a method: no intervals. Bold: the best value."
+    else:
+        meaning = (
+            "Mean ± half-width of the 95% interval (Student's t) over the seeds; "
+            "one seed: the value alone. Bold: the best mean."
+        )
+    if any(row.diverged for row in rows):
+        meaning += (
+            " Diverged: loss, weights or outputs became NaN or Inf. Such seeds are counted and "
+            "left out of the means, and their method is never the best."
+        )
+    return meaning

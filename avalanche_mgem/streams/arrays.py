@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,12 +10,11 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from avalanche_mgem.arguments import as_path, bounded_int, flag, instance, real_tensor
+from avalanche_mgem.arguments import bounded_int, flag, instance, real_tensor
 from avalanche_mgem.streams.npz import read_npz
+from avalanche_mgem.streams.places import FILE_SOURCES, check_source, source_file
 from avalanche_mgem.streams.vision.images import resize_images, unit_range
-from avalanche_mgem.streams.vision.sources import FILE_SOURCES, npz_file, read_named, require
-
-NAMED_SOURCES = ("digits", *FILE_SOURCES)
+from avalanche_mgem.streams.vision.sources import read_named
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +99,7 @@ def load_data(
 
     Raises ValueError for a source that is unknown, missing or unreadable.
     """
-    _check_source(source, data_root, download)
+    check_source(source, data_root, download)
     flag("keep_uint8", keep_uint8)
     if source == "digits":
         return _digits()
@@ -118,57 +116,6 @@ def load_data(
         return ArrayData(name, x_train, y_train, x_test, y_test)
     except ValueError as error:
         raise ValueError(f"{path or source}: {error}") from error
-
-
-def source_file(source: str, data_root: Path | str | None) -> Path | None:
-    """Return the .npz file that `load_data` reads `source` from; None: it is from no such file.
-
-    Raises ValueError for an unknown source, and for a file that is nowhere.
-    """
-    if source == "digits":
-        return None
-    if source in FILE_SOURCES:
-        return npz_file(source, data_root)
-    if not source.endswith(".npz"):
-        raise ValueError(_unknown_source(source))
-    return _locate(source, data_root)
-
-
-def require_source(source: str, data_root: Path | str | None, download: bool) -> None:
-    """Raise ValueError where `source` is not there, nor to be downloaded; without loading it."""
-    _check_source(source, data_root, download)
-    if source in FILE_SOURCES:
-        require(source, data_root, download)
-        return
-    path = source_file(source, data_root)
-    if path is not None and not path.is_file():
-        raise ValueError(f"source must be an .npz file that exists, found none at {path}")
-
-
-def _check_source(source: object, data_root: Path | str | None, download: bool) -> None:
-    """Raise ValueError for what neither names a source nor where it lies."""
-    instance("source", source, str, what="a text")
-    as_path("source", source)
-    if data_root is not None:
-        as_path("data_root", data_root)
-    flag("download", download)
-
-
-def _unknown_source(source: str) -> str:
-    near = difflib.get_close_matches(source, NAMED_SOURCES, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    known = ", ".join(map(repr, NAMED_SOURCES))
-    return f"source must be {known} or a path that ends in .npz, got {source!r}{hint}"
-
-
-def _locate(source: str, data_root: Path | str | None) -> Path:
-    path = Path(source)
-    if data_root is None or path.is_file():
-        return path
-    inside = Path(data_root) / path
-    if not inside.is_file():
-        raise ValueError(f"source={source!r} was found neither at {path} nor at {inside}")
-    return inside
 
 
 def _digits() -> ArrayData:

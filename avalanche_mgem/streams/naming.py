@@ -5,46 +5,63 @@ Also over folders of images, "split:birds/", and with corrupted images, "split-c
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
-
-from avalanche.benchmarks import CLScenario
+from typing import TYPE_CHECKING, Any
 
 from avalanche_mgem.arguments import as_path, instance, suggestion
-from avalanche_mgem.streams.arrays import NAMED_SOURCES, load_data, source_file
-from avalanche_mgem.streams.text import text_stream, text_task_files
-from avalanche_mgem.streams.text.tasks import chosen_tasks
-from avalanche_mgem.streams.vision.correlated import correlated_stream
-from avalanche_mgem.streams.vision.corruptions import CORRUPTIONS, corrupted, take_off_corruption
-from avalanche_mgem.streams.vision.domains import (
+from avalanche_mgem.lazy import Lazy
+from avalanche_mgem.streams.places import (
     DOMAIN_SETS,
-    domains_stream,
-    load_domains,
-    select_domains,
-)
-from avalanche_mgem.streams.vision.image_folders import (
+    NAMED_SOURCES,
     is_folder_source,
-    load_image_folder,
     locate_folder,
+    select_domains,
+    source_file,
 )
-from avalanche_mgem.streams.vision.vision import permuted_stream, rotated_stream, split_stream
+from avalanche_mgem.streams.text.files import text_task_files
+from avalanche_mgem.streams.text.tasks import chosen_tasks
+from avalanche_mgem.streams.vision.corruption_names import CORRUPTIONS, take_off_corruption
 
-STREAM_KINDS: dict[str, Callable[..., CLScenario]] = {
-    "permuted": permuted_stream,
-    "rotated": rotated_stream,
-    "split": split_stream,
-    "correlated": correlated_stream,
-    "domains": domains_stream,
-}
-_DOMAINS = "domains"
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from avalanche.benchmarks import CLScenario
+
+DOMAINS = "domains"
 TEXT = "text"
 
+_SIZES = ("n_experiences", "train_per_experience", "test_per_experience")
+_REST = ("image_size", "seed", "task_labels")
+# Said here, because the modules of the functions import Avalanche; a test compares.
+_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "permuted": (*_SIZES, *_REST),
+    "rotated": (*_SIZES, "max_angle", *_REST),
+    "split": (*_SIZES, "class_order", *_REST),
+    "correlated": (
+        *("n_experiences", "classes_per_experience", "shared_classes"),
+        *("train_per_experience", "test_per_experience", "class_order"),
+        *_REST,
+    ),
+    DOMAINS: (*_SIZES, *_REST),
+    TEXT: (
+        *("tasks", "tokenizer", "max_length", "train_per_task", "test_per_task", "seed"),
+        *("task_labels", "shared_labels", "cache_folder", "padding_side", "hub_tasks", "form"),
+    ),
+}
+_VISION = "avalanche_mgem.streams.vision"
+STREAM_KINDS: dict[str, Callable[..., CLScenario]] = {
+    "permuted": Lazy(f"{_VISION}.vision:permuted_stream", _ARGUMENTS["permuted"]),
+    "rotated": Lazy(f"{_VISION}.vision:rotated_stream", _ARGUMENTS["rotated"]),
+    "split": Lazy(f"{_VISION}.vision:split_stream", _ARGUMENTS["split"]),
+    "correlated": Lazy(f"{_VISION}.correlated:correlated_stream", _ARGUMENTS["correlated"]),
+    DOMAINS: Lazy(f"{_VISION}.domains:domains_stream", _ARGUMENTS[DOMAINS]),
+}
+_TEXT_STREAM = Lazy("avalanche_mgem.streams.text.stream:text_stream", _ARGUMENTS[TEXT])
+
 _NAMES = (
-    *(f"{kind}-{source}" for kind in STREAM_KINDS if kind != _DOMAINS for source in NAMED_SOURCES),
-    *(f"{_DOMAINS}-{name}" for name in DOMAIN_SETS),
+    *(f"{kind}-{source}" for kind in STREAM_KINDS if kind != DOMAINS for source in NAMED_SOURCES),
+    *(f"{DOMAINS}-{name}" for name in DOMAIN_SETS),
     TEXT,
 )
 
@@ -82,23 +99,29 @@ def make_stream(
 
     Raises ValueError for unknown names and arguments, before loading, and where those functions do.
     """
-    _check_place(name, data_root)
+    check_place(name, data_root)
     if name == TEXT:
         return _text_stream(data_root, arguments)
     name, corruption = take_off_corruption(name)
     stream = _image_stream(name, data_root, download, arguments)
     if corruption is None:
         return stream
+    from avalanche_mgem.streams.vision.corruptions import corrupted
+
     return corrupted(stream, corruption, seed=arguments.get("seed", 0))
 
 
 def _image_stream(
     name: str, data_root: Path | str | None, download: bool, arguments: dict[str, Any]
 ) -> CLScenario:
+    from avalanche_mgem.streams.arrays import load_data
+    from avalanche_mgem.streams.vision.domains import load_domains
+    from avalanche_mgem.streams.vision.image_folders import load_image_folder
+
     kind, source = parse_stream_name(name)
     build = STREAM_KINDS[kind]
-    _check_arguments(kind, build, arguments)
-    if kind == _DOMAINS:
+    check_arguments(kind, arguments)
+    if kind == DOMAINS:
         sources = select_domains(source, arguments.pop("domains", None))
         return build(load_domains(sources, data_root=data_root, download=download), **arguments)
     if is_folder_source(source):
@@ -120,14 +143,14 @@ def stream_files(
     What is read in torchvision's layout is the same everywhere, and not listed. Raises ValueError
     for unknown names.
     """
-    _check_place(name, data_root)
+    check_place(name, data_root)
     if name == TEXT:
         named = [] if data_root is None or tasks is None else chosen_tasks(tasks)
         names = [each for each in named if isinstance(each, str)]
         return [path for each in names for path in text_task_files(data_root or "", each)]
     kind, source = parse_stream_name(name)
     files = []
-    for each in select_domains(source, domains) if kind == _DOMAINS else (source,):
+    for each in select_domains(source, domains) if kind == DOMAINS else (source,):
         try:
             path = source_file(each, data_root)
         except ValueError:  # it is nowhere; whoever builds the stream says so
@@ -141,15 +164,16 @@ def stream_folder(name: str, *, data_root: Path | str | None = None) -> Path | N
 
     Raises ValueError for unknown names, and for a folder that is not there.
     """
-    _check_place(name, data_root)
+    check_place(name, data_root)
     if name == TEXT:
         return None
     kind, source = parse_stream_name(name)
-    is_folder = kind != _DOMAINS and is_folder_source(source)
+    is_folder = kind != DOMAINS and is_folder_source(source)
     return locate_folder(source, data_root) if is_folder else None
 
 
-def _check_place(name: object, data_root: Path | str | None) -> None:
+def check_place(name: object, data_root: Path | str | None) -> None:
+    """Raise ValueError for what is no text, or no path."""
     instance("name", name, str, what="the name of a stream")
     as_path("name", name)
     if data_root is not None:
@@ -159,9 +183,9 @@ def _check_place(name: object, data_root: Path | str | None) -> None:
 def _unknown(name: str) -> str:
     near = " or ".join(map(repr, get_close_matches(name.replace(":", "-"), _NAMES)))
     hint = f"did you mean {near}? " if near else ""
-    kinds = ", ".join(kind for kind in STREAM_KINDS if kind != _DOMAINS)
-    sets = ", ".join(f"{_DOMAINS}-{each}" for each in DOMAIN_SETS)
-    files = f"{_DOMAINS}:FILE.npz,FILE.npz"
+    kinds = ", ".join(kind for kind in STREAM_KINDS if kind != DOMAINS)
+    sets = ", ".join(f"{DOMAINS}-{each}" for each in DOMAIN_SETS)
+    files = f"{DOMAINS}:FILE.npz,FILE.npz"
     corruptions = ", ".join(CORRUPTIONS)
     return (
         f"stream={name!r} is unknown; {hint}known: KIND-SOURCE, KIND:FILE.npz or KIND:FOLDER/, "
@@ -171,17 +195,23 @@ def _unknown(name: str) -> str:
 
 
 def _text_stream(data_root: Path | str | None, arguments: dict[str, Any]) -> CLScenario:
-    known = [name for name in inspect.signature(text_stream).parameters if name != "folder"]
+    check_text_arguments(arguments)
+    stream: CLScenario = _TEXT_STREAM(folder=data_root, **arguments)
+    return stream
+
+
+def check_text_arguments(arguments: dict[str, Any]) -> None:
+    """Raise ValueError for arguments that no stream of text takes, and for those that it needs."""
+    known = _ARGUMENTS[TEXT]
     for name in arguments:
         if name not in known:
             raise ValueError(f"{name} is no argument of text streams; {suggestion(name, known)}")
     if "tasks" not in arguments or "tokenizer" not in arguments:
         raise ValueError(f"text streams need tasks and tokenizer, got {', '.join(arguments)}")
-    return text_stream(folder=data_root, **arguments)
 
 
 def _is_source(kind: str, source: str) -> bool:
-    if kind == _DOMAINS:
+    if kind == DOMAINS:
         return source in DOMAIN_SETS or all(map(_is_data, source.split(",")))
     return _is_data(source) or is_folder_source(source)
 
@@ -190,18 +220,14 @@ def _is_data(source: str) -> bool:
     return source in NAMED_SOURCES or (source.endswith(".npz") and source != ".npz")
 
 
-def _check_arguments(
-    kind: str, build: Callable[..., CLScenario], arguments: dict[str, Any]
-) -> None:
-    parameters = inspect.signature(build).parameters.values()
-    keyword = [each for each in parameters if each.kind is each.KEYWORD_ONLY]
-    known = [each.name for each in keyword] + ([_DOMAINS] if kind == _DOMAINS else [])
+def check_arguments(kind: str, arguments: dict[str, Any]) -> None:
+    """Raise ValueError for arguments that no stream of this kind takes, or without its length."""
+    known = (*_ARGUMENTS[kind], *([DOMAINS] if kind == DOMAINS else []))
     for name, value in arguments.items():
         if name not in known:
             raise ValueError(
                 f"{name}={value!r} is no argument of {kind} streams; {suggestion(name, known)}"
             )
-    needed = [each.name for each in keyword if each.default is each.empty]
-    if any(name not in arguments for name in needed):
+    if kind != DOMAINS and "n_experiences" not in arguments:
         given = ", ".join(arguments) or "none"
-        raise ValueError(f"{kind} streams need {', '.join(needed)}, got {given}")
+        raise ValueError(f"{kind} streams need n_experiences, got {given}")

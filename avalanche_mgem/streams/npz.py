@@ -13,9 +13,12 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from torch import Tensor
 
-KEYS = ("x_train", "y_train", "x_test", "y_test")
+from avalanche_mgem.streams.places import KEYS
 
-_LAYOUTS = "[N, F], [N, H, W] or [N, H, W, C]"
+_LAYOUTS = "[N, F], [N, H, W], [N, H, W, C] or [N, C, H, W]"
+_COLOURS = (1, 3)  # channels of grey images and of RGB
+_RGBA = 4
+_LARGEST = 10.0  # root mean square; standardised values have 1, pixels in [0, 1] less
 _BROKEN = (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 Array = NDArray[np.generic]
@@ -24,8 +27,13 @@ Array = NDArray[np.generic]
 def read_npz(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x_train, y_train, x_test, y_test of the .npz file at `path`; other keys are ignored.
 
-    The file holds x as uint8 or as finite floats, of shape [N, F], [N, H, W] or [N, H, W, C]. It
-    holds y as integers of shape [N] or [N, 1].
+    The file holds x as uint8 or as finite floats, of shape [N, F], [N, H, W], [N, H, W, C] or
+    [N, C, H, W]; which of the last two, its shape tells, see `channel_axis`. It holds y as integers
+    of shape [N] or [N, 1].
+
+    Float images must be scaled, to about [0, 1] or [-1, 1]: their root mean square is at most 10.
+    Vectors may have any scale, unless they are pixels 0..255 (whole numbers) as floats. uint8
+    stands for x / 255, so values that are 0 and 1 alone are refused as uint8.
 
     Returns x as uint8, as it is, or float32, [N, F] or [N, C, H, W], and y as int64 [N]: 0..C-1, in
     the sorted order of the labels in the file. Raises ValueError, naming the file and the key,
@@ -74,23 +82,95 @@ def _read(path: Path, keys: Sequence[str]) -> tuple[dict[str, Array], list[str]]
 
 def _samples(key: str, array: Array) -> Tensor:
     if array.dtype != np.uint8 and array.dtype.kind != "f":
-        raise ValueError(f"{key} must be uint8 or float, got dtype {array.dtype}")
+        raise ValueError(f"{key} must be uint8 or float, got dtype {array.dtype}{_advice(array)}")
     if array.ndim not in (2, 3, 4) or array.size == 0:
         raise ValueError(f"{key} must have shape {_LAYOUTS} and not be empty, got {array.shape}")
     if array.dtype == np.uint8:
-        return _channels_first(torch.from_numpy(np.ascontiguousarray(array)))
-    with np.errstate(over="ignore"):
-        values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    if not bool(torch.isfinite(values).all()):
+        values = torch.from_numpy(np.ascontiguousarray(array))
+        if (int(values.min()), int(values.max())) == (0, 1):
+            raise ValueError(
+                f"{key} is uint8, which stands for x / 255, but holds 0 and 1 alone: store it as "
+                "float32, or 1 as 255"
+            )
+    else:
+        with np.errstate(over="ignore"):
+            values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+        _check_scale(key, values)
+    return _channels_first(key, values)
+
+
+def _advice(array: Array) -> str:
+    """Say how samples of a dtype that is not taken become some that are."""
+    if array.dtype.kind not in "iu" or array.size == 0:
+        return ": store x.astype(numpy.float32)" if array.dtype.kind == "b" else ""
+    low, high = int(array.min()), int(array.max())
+    if low >= 0 and high <= 255:
+        return f" of {low} to {high}: store pixels as x.astype(numpy.uint8)"
+    divisor = f" / {2 ** high.bit_length() - 1}" if low >= 0 else ", scaled to about [-1, 1]"
+    return f" of {low} to {high}: store x.astype(numpy.float32){divisor}"
+
+
+def _check_scale(key: str, values: Tensor) -> None:
+    """Raise ValueError for floats that are not finite, and for images that are not scaled."""
+    low, high = (float(bound) for bound in values.aminmax())
+    if not np.isfinite([low, high]).all():
         raise ValueError(f"{key} must be finite as float32, but holds NaN or infinite values")
-    return _channels_first(values)
+    mean_square = float(torch.linalg.vector_norm(values)) ** 2 / values.numel()
+    if max(-low, high) <= _LARGEST or mean_square <= _LARGEST**2:
+        return
+    are_pixels = low >= 0 and high <= 255 and bool((values == values.round()).all())
+    if values.ndim == 2 and not are_pixels:
+        return
+    if low < 0 or high > 65535:
+        scaled = "subtract their mean and divide by their standard deviation"
+    elif high > 255:
+        scaled = f"divide them by the largest possible, such as {2 ** int(high).bit_length() - 1}"
+    else:
+        scaled = "divide them by 255, or store them as uint8"
+    raise ValueError(
+        f"{key} holds floats from {low:g} to {high:g}, on which training diverges: pixels as "
+        f"floats must be scaled to about [0, 1] or [-1, 1]; {scaled}"
+    )
 
 
-def _channels_first(values: Tensor) -> Tensor:
+def channel_axis(shape: Sequence[int]) -> int:
+    """Return which axis of images [N, A, B, C] is that of the channels: 1 or 3.
+
+    The one of 1 or 3, where the other is neither; else the one that leaves square images; else the
+    one of 4 (RGBA); else the last. Raises ValueError, with both readings, where it can be either.
+    """
+    _, first, middle, last = shape
+    if first in _COLOURS and last in _COLOURS:
+        raise ValueError(_both_readings(shape))
+    if first in _COLOURS or last in _COLOURS:
+        return 1 if first in _COLOURS else 3
+    if (first == middle) != (middle == last):
+        return 3 if first == middle else 1
+    if (first == _RGBA) != (last == _RGBA):
+        return 1 if first == _RGBA else 3
+    if first == last or first < min(middle, last):
+        raise ValueError(_both_readings(shape))
+    return 3
+
+
+def _both_readings(shape: Sequence[int]) -> str:
+    _, first, middle, last = shape
+    return (
+        f"has shape {tuple(shape)}, which can be [N, H, W, C] ({last} of {first} x "
+        f"{middle} pixels) or [N, C, H, W] ({first} of {middle} x {last}): store grey images as "
+        "[N, H, W], or pad others so that one of the two axes alone is 1 or 3"
+    )
+
+
+def _channels_first(key: str, values: Tensor) -> Tensor:
     if values.ndim == 3:
         return values.unsqueeze(1)
     if values.ndim == 4:
-        return values.permute(0, 3, 1, 2).contiguous()
+        try:
+            axis = channel_axis(values.shape)
+        except ValueError as error:
+            raise ValueError(f"{key} {error}") from error
+        return values.movedim(axis, 1).contiguous()
     return values
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,18 +43,18 @@ class Variant:
 
 
 class _Encoder(nn.Module):
-    """A BERT as large as all-MiniLM-L6-v2, which takes the ids of tokens."""
+    """A BERT with 12 attention heads, which takes the ids of tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int, layers: int) -> None:
         super().__init__()
         from transformers import BertConfig, BertForSequenceClassification
 
         config = BertConfig(
             vocab_size=_WORDS,
-            hidden_size=384,
-            num_hidden_layers=6,
+            hidden_size=width,
+            num_hidden_layers=layers,
             num_attention_heads=12,
-            intermediate_size=1536,
+            intermediate_size=4 * width,
             num_labels=_CLASSES,
         )
         self.model = BertForSequenceClassification(config)
@@ -63,7 +64,13 @@ class _Encoder(nn.Module):
 
 
 def _encoder(examples: int) -> tuple[nn.Module, torch.Tensor]:
-    return _Encoder(), torch.randint(_WORDS, (examples, _TOKENS))
+    """As large as all-MiniLM-L6-v2."""
+    return _Encoder(384, 6), torch.randint(_WORDS, (examples, _TOKENS))
+
+
+def _base(examples: int) -> tuple[nn.Module, torch.Tensor]:
+    """As large as bert-base."""
+    return _Encoder(768, 12), torch.randint(_WORDS, (examples, 2 * _TOKENS))
 
 
 def _mlp(examples: int) -> tuple[nn.Module, torch.Tensor]:
@@ -73,6 +80,8 @@ def _mlp(examples: int) -> tuple[nn.Module, torch.Tensor]:
 
 # name -> (its maker, patterns of a minibatch)
 MODELS = {"mlp": (_mlp, 32), "encoder": (_encoder, 16)}
+# Too large for one thread.
+LARGE_MODELS = {"bert-base": (_base, 32)}
 
 
 @dataclass
@@ -101,10 +110,27 @@ class Training:
     """A network that trains a few iterations at a time, always on the same patterns.
 
     The first time is a first task, which the gate leaves free; so AdamW has moments of all rows.
+
+    Args:
+        model: a name of MODELS or LARGE_MODELS.
+        variant: plain, or one with the gate.
+        iterations: of each time.
+        watch: plugins that stand before all others.
+        kind: the strategy's class, or what makes one.
+        device: where it trains.
     """
 
-    def __init__(self, model: str, variant: Variant, iterations: int) -> None:
-        make, batch_size = MODELS[model]
+    def __init__(
+        self,
+        model: str,
+        variant: Variant,
+        iterations: int,
+        *,
+        watch: Sequence[SupervisedPlugin] = (),
+        kind: Callable[..., Naive] = Naive,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        make, batch_size = (MODELS | LARGE_MODELS)[model]
         torch.manual_seed(0)
         network, x = make(iterations * batch_size)
         data = [(x, torch.arange(len(x)) % _CLASSES)]
@@ -112,14 +138,15 @@ class Training:
         self._experience = stream.train_stream[0]
         self._clock = _Clock()
         self.parameters = sum(parameter.numel() for parameter in network.parameters())
-        self._strategy = Naive(
+        self._strategy = kind(
             model=network,
             optimizer=torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE),
             criterion=nn.CrossEntropyLoss(),
             train_mb_size=batch_size,
             # The clock is first: it starts before the gate's work and stops after it.
-            plugins=[self._clock, *variant.plugins()],
+            plugins=[*watch, self._clock, *variant.plugins()],
             evaluator=None,
+            device=device,
         )
 
     def seconds(self) -> float:

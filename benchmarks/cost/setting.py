@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -53,28 +53,35 @@ def learning_rate(case: Case) -> float:
 
 
 def make_strategy(
-    case: Case, plugins: Sequence[Any], memories: int, rate: float | None = None
+    case: Case,
+    plugins: Sequence[Any],
+    memories: int,
+    rate: float | None = None,
+    *,
+    kind: Callable[..., Naive] = Naive,
+    device: torch.device | str = "cpu",
 ) -> Naive:
     """Return a strategy at the start of the current task that has seen this many `memories`.
 
     GEMPlugin takes the number of its memories from the strategy's count of experiences. rate: the
-    learning rate; None: `learning_rate(case)`.
+    learning rate; None: `learning_rate(case)`. kind: the strategy's class, or what makes one.
     """
     model = start_model(case)
-    strategy = Naive(
+    strategy = kind(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=rate or learning_rate(case)),
         criterion=nn.CrossEntropyLoss(),
         train_mb_size=BATCH_SIZE,
         plugins=list(plugins),
         evaluator=None,
+        device=device,
     )
     strategy.clock.train_exp_counter = memories
     return strategy
 
 
-def make_ours(case: Case) -> MGEMPlugin:
-    """Return MGEMPlugin with the memory of the past tasks."""
+def make_ours(case: Case, device: torch.device | str | None = None) -> MGEMPlugin:
+    """Return MGEMPlugin with the memory of the past tasks, kept on the device."""
     arguments: dict[str, Any] = dict(case.arguments)
     if case.baseline == "gem-groups":
         arguments["memory_strength_per"] = "row"  # as it is where the groups are tasks
@@ -85,6 +92,7 @@ def make_ours(case: Case) -> MGEMPlugin:
         case.gamma,
         parameter_groups=case.parameter_groups,
         memory_groups=min(case.memory_groups, case.patterns),
+        memory_device=device,
         seed=0,
         **arguments,
     )
@@ -95,14 +103,18 @@ def make_ours(case: Case) -> MGEMPlugin:
 
 
 def make_baseline(case: Case, ours: MGEMPlugin) -> GEMPlugin:
-    """Return GEMPlugin with exactly the patterns that ours holds, a memory a task or a group."""
+    """Return GEMPlugin with exactly the patterns that ours holds, a memory a task or a group.
+
+    They are in host memory, where GEMPlugin keeps them.
+    """
     groups_of_tasks = ours.memory.closed_tasks()
     if case.baseline == "gem-groups":
         batches = [group.batch for task in groups_of_tasks for group in task]
     else:
         batches = [_joined([group.batch for group in task]) for task in groups_of_tasks]
     plugin = GEMPlugin(case.patterns // (len(batches) // case.tasks), case.gamma)
-    for index, (x, y, task_labels) in enumerate(batches):
+    for index, batch in enumerate(batches):
+        x, y, task_labels = (part.cpu() for part in batch)
         plugin.memory_x[index], plugin.memory_y[index] = x, y
         plugin.memory_tid[index] = task_labels
     return plugin

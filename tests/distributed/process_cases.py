@@ -4,6 +4,7 @@ import torch
 from avalanche.benchmarks import split_online_stream
 from avalanche.distributed import DistributedHelper
 from avalanche.training.supervised import Naive
+from lookalikes import Mixture
 from tiny import (
     N_CLASSES,
     N_FEATURES,
@@ -64,6 +65,14 @@ def deep():
 def heads():
     torch.manual_seed(7)
     return Heads()
+
+
+def experts():
+    torch.manual_seed(7)
+    return nn.Sequential(
+        nn.Linear(N_FEATURES, 8), Mixture(8), nn.ReLU(), Mixture(8, transposed=True),
+        nn.Linear(8, N_CLASSES),
+    )  # fmt: skip
 
 
 def sgd(model):
@@ -253,6 +262,9 @@ EQUAL = {
         optimizer=momentum,
         wrap="anew",
     ),
+    "migu, experts": lambda: Run(migu(freeze="update"), model=experts, optimizer=adamw),
+    "migu, experts by gradient": lambda: Run(migu(score="gradient"), model=experts),
+    "mgem + migu, experts": lambda: Run(gated(), model=experts),
     "hybrid": lambda: Run(hybrid(threshold=-0.05), optimizer=momentum),
     "hybrid, from the start": lambda: Run(hybrid(threshold=-0.05, reference="start")),
     "hybrid, by module": lambda: Run(hybrid(granularity="module", modules=["2*", "0*"])),

@@ -12,7 +12,7 @@ def results(tmp_path_factory, worker_id):
 
 def test_two_with_half_batches_are_one_with_the_whole(results):
     told = {name: case["one"] for name, case in results["equal"].items()}
-    assert len(told) == 29
+    assert len(told) == 32
     assert not {name: one for name, one in told.items() if one["distance"] > 1e-5}
     assert not [name for name, one in told.items() if not one["noted"]]  # the same decisions
     assert all(one["names"] for one in told.values())  # without the wrapper's "module."
@@ -20,7 +20,7 @@ def test_two_with_half_batches_are_one_with_the_whole(results):
 
 def test_parameters_and_decisions_are_the_same_to_the_bit(results):
     cases = results["equal"] | results["agree"]
-    assert len(cases) == 37
+    assert len(cases) == 40
     assert not [name for name, case in cases.items() if not case["same"]]
     assert not [name for name, case in cases.items() if not case["same_noted"]]
 

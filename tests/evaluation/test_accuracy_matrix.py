@@ -19,10 +19,13 @@ from avalanche_mgem.evaluation import (
     ScalarCSVLogger,
     accuracy_matrix_metrics,
     average_accuracy,
+    average_incremental_accuracy,
     backward_transfer,
     forgetting,
     forward_transfer,
     learning_accuracy,
+    minimum_accuracy,
+    worst_case_accuracy,
 )
 from avalanche_mgem.evaluation.heat_map import heat_map
 
@@ -91,6 +94,10 @@ def test_scores_arrive_in_tensorboard_and_csv_under_their_names(tmp_path):
         "BWT": backward_transfer(R),
         "Forgetting": forgetting(R),
         "FWT": forward_transfer(R, baseline),
+        "AIA": average_incremental_accuracy(R),
+        "MIN_ACC": minimum_accuracy(R),
+        "WC_ACC": worst_case_accuracy(R),
+        "ACC_TaskIL": average_accuracy(metric.task_masked()),
     }
     events = EventAccumulator(str(tmp_path / "board")).Reload()
     with (tmp_path / "all.csv").open(newline="") as file:
@@ -101,9 +108,12 @@ def test_scores_arrive_in_tensorboard_and_csv_under_their_names(tmp_path):
         table = [line for line in lines if line["metric"] == name]
         assert board[-1].value == pytest.approx(value, abs=1e-6)
         assert float(table[-1]["value"]) == value
-        # BWT and FWT are not defined after one task, and nothing is before the first.
-        assert len(board) == len(table) == (2 if score in ("BWT", "Forgetting", "FWT") else 3)
+        assert len(board) == len(table) == 4
         assert [event.step for event in board] == [int(line["step"]) for line in table]
+        # Nothing but the accuracies is known before the first task, and no transfer after it.
+        unknown = {"ACC": 0, "ACC_TaskIL": 0, "LA": 1, "AIA": 1, "WC_ACC": 1}.get(score, 2)
+        assert [math.isnan(event.value) for event in board] == [i < unknown for i in range(4)]
+        assert [line["value"] == "nan" for line in table] == [i < unknown for i in range(4)]
 
 
 def test_scores_are_of_the_tasks_trained_so_far():
@@ -115,17 +125,18 @@ def test_scores_are_of_the_tasks_trained_so_far():
         so_far = metric.result()[:count, :count]
         assert keeper.last["ACC/eval_phase/test_stream"] == average_accuracy(so_far)
         assert keeper.last["LA/eval_phase/test_stream"] == learning_accuracy(so_far)
-    assert "FWT/eval_phase/test_stream" not in keeper.last  # nothing was evaluated before training
+    # Nothing was evaluated before training.
+    assert math.isnan(keeper.last["FWT/eval_phase/test_stream"])
 
 
-def test_without_some_tasks_their_scores_are_left_out():
+def test_without_some_tasks_their_scores_are_nan():
     keeper, metric, scenario = Keeper(), AccuracyMatrix(), domain_stream()
     strategy = naive(metric, loggers=[keeper])
     strategy.train(scenario.train_stream[0])
     strategy.train(scenario.train_stream[1])
     strategy.eval(scenario.test_stream[:2])
-    assert "ACC/eval_phase/test_stream" in keeper.last
-    assert "LA/eval_phase/test_stream" not in keeper.last
+    assert keeper.last["ACC/eval_phase/test_stream"] == metric.result()[1, :2].mean()
+    assert math.isnan(keeper.last["LA/eval_phase/test_stream"])
     assert np.isnan(metric.result()[0]).all()
 
 

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import Call, domain_stream, make_model, make_strategy, parameter_vector, train
 
 from avalanche_mgem.evaluation import GatingMetric, ShowsMask, gating_metrics
-from avalanche_mgem.restriction.rows import kept_rows
+from avalanche_mgem.restriction.rows import UNSEEN, kept_rows, kept_rows_of_layers
 
 WIDTHS = {"a": 8, "b": 8, "c": 5}
 
@@ -112,6 +112,35 @@ def test_the_overlap_is_that_of_the_rows_that_mean_scores_keep(mask_fraction):
     pictures = keeper.of("OverlapMatrix")
     assert [isinstance(picture, Figure) for picture in pictures] == [True, True]
     assert (mask_fraction == 0) == (metric.result()["Gating_Overlap"] == 1)
+
+
+def test_experts_have_rows_each():
+    """Of scores [experts, n] each expert's rows are chosen, and all of them count."""
+    shape = (3, 4)
+    gate = Gate(0.5, widths=lambda task: {"a": 8})
+    original = gate.before_update
+
+    def of_experts(strategy, **kwargs):
+        original(strategy)
+        scores = torch.rand(shape, generator=gate.generator)
+        scores[2] = UNSEEN if strategy.experience.current_experience == 1 else scores[2]
+        gate.last_scores["e"] = scores
+        if gate.last_mask is not None:
+            gate.last_mask["e"] = kept_rows_of_layers({0: scores}, 0.5)[0]
+        gate.shown[-1][1]["e"] = scores.clone()
+
+    gate.before_update = of_experts
+    keeper, _ = run([gate], GatingMetric())
+    # 4 of 8; of each expert 2 of 4, and all of one that had no token.
+    assert keeper.of("MaskedShare") == pytest.approx([0.0, (4 + 8) / 20, (4 + 6) / 20])
+    rows = []
+    for task in range(3):
+        scores = torch.stack([s["e"] for t, s, _ in gate.shown if t == task]).mean(0)
+        rows.append(kept_rows_of_layers({0: scores}, 0.5)[0])
+    assert [int(r.sum()) for r in rows] == [6, 4, 6]
+    for index in (1, 2):
+        expected = int((rows[index] & rows[index - 1]).sum()) / int(rows[index].sum())
+        assert keeper.of("Overlap", "e")[index - 1] == pytest.approx(expected)
 
 
 def test_without_a_heat_map_only_the_last_rows_are_remembered():

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from avalanche.benchmarks.scenarios.online import split_continuous_linear_decay_stream
 from avalanche.training.supervised import JointTraining, Naive
 from run_cases import growing_model, permuted, specification
 
@@ -81,11 +82,20 @@ def uneven(seed):
     return SimpleNamespace(train_stream=scenario.train_stream, test_stream=[])
 
 
+def blurry(seed):
+    scenario = permuted(seed)
+    parts = split_continuous_linear_decay_stream(
+        scenario.train_stream, 6, iters_per_virtual_epoch=1, beta=3, shuffle=True
+    )
+    return SimpleNamespace(train_stream=list(parts), test_stream=scenario.test_stream)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"stream": lambda seed: [1, 2]}, "stream must return an Avalanche scenario .* got list"),
         ({"stream": uneven}, "got 3 training and 0 test experiences"),
+        ({"stream": blurry}, "stream must have training experiences that are a task each"),
         ({"stream": NamedStream("permuted-digits", {"n_experiences": 0})}, "n_experiences"),
         ({"model": lambda shape, classes: None}, "naive: model must return a torch.nn.Module"),
         ({"method": Method("mine", lambda **_: 1 / 0)}, "division"),

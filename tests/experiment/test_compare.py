@@ -160,7 +160,7 @@ def test_a_dead_worker_is_told_and_loses_nothing_else(compare, tmp_path, monkeyp
         yield next(run_here(runs, store, report))
         raise WorkerDiedError
 
-    module = import_module("avalanche_mgem.experiment.compare")
+    module = import_module("avalanche_mgem.experiment.comparison")
     monkeypatch.setattr(module, "run_in_workers", one_and_then_death)
     with pytest.raises(RunsFailedError, match=r"3 of 4 runs are not finished: a worker process"):
         compare(jobs=2)

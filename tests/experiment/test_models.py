@@ -9,6 +9,7 @@ from tiny import Call, make_strategy, parameter_vector
 from torch import nn
 
 from avalanche_mgem.experiment.models import (
+    HEADS,
     MODELS,
     CNNFactory,
     MLPFactory,
@@ -16,7 +17,6 @@ from avalanche_mgem.experiment.models import (
     load_model_factory,
     make_model_factory,
 )
-from avalanche_mgem.experiment.networks import HEADS
 from avalanche_mgem.methods.registry import METHODS
 from avalanche_mgem.plugins import MGEMPlugin
 from avalanche_mgem.streams import load_data, permuted_stream, split_stream

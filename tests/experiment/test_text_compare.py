@@ -134,7 +134,7 @@ def test_it_leaves_what_a_comparison_leaves_and_continues(folder, tmp_path, monk
 
 def test_a_model_is_loaded_once_to_check_all_methods(folder, monkeypatch):
     loaded = []
-    module = import_module("avalanche_mgem.experiment.text.models")
+    module = import_module("avalanche_mgem.huggingface.classifier")
     real = module.text_classifier
     monkeypatch.setattr(
         module, "text_classifier", lambda *a, **k: loaded.append(a) or real(*a, **k)
@@ -285,10 +285,11 @@ def test_a_missing_package_is_told(folder, monkeypatch, package):
     def missing(*_, **__):
         raise ImportError(f"this needs {package}: pip install 'avalanche-mgem[hf]'")
 
-    module = import_module("avalanche_mgem.experiment.text.stream")
-    monkeypatch.setattr(
-        module, "load_tokenizer" if package == "transformers" else "text_stream", missing
-    )
+    places = {
+        "transformers": "avalanche_mgem.experiment.text.stream.load_tokenizer",
+        "datasets": "avalanche_mgem.streams.text.stream.text_stream",
+    }
+    monkeypatch.setattr(places[package], missing)
     with pytest.raises(ValueError, match=f"{package}: pip install"):
         check_runs([specification(folder, "naive")])
 

@@ -1,5 +1,6 @@
 """What experiments and their reports take."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from fuzz_values import Target, kind
 import avalanche_mgem.experiment as experiment
 from avalanche_mgem.report.figures import accuracy as plots
 from avalanche_mgem.results.store import ResultStore
+from avalanche_mgem.streams import make_stream
 
 _TEXT = "'x'|a null|a regex|'3'|'nan'|np.str"
 _NAME = "''|'x'|a regex|'3'|'nan'|np.str"
@@ -111,6 +113,15 @@ EXPERIMENT = {
             "whole_stream": FLAG,
         },
     ),
+    "FixedStream": Target(
+        experiment.FixedStream,
+        {
+            "scenario": kind(make_stream("split-digits", n_experiences=2), may=""),
+            "name": kind("mine", may=_TEXT),
+            "version": kind(None, "1", may=f"{_TEXT}|None"),
+        },
+        called={"scenario": "stream"},
+    ),
     "NamedStream": Target(
         experiment.NamedStream,
         {
@@ -150,7 +161,9 @@ EXPERIMENT = {
         },
         called={"only_methods": "methods", "only_streams": "streams"},
     ),
-    "methods_table": Target(experiment.methods_table, {"methods": _METHODS}),
+    "methods_table": Target(
+        experiment.methods_table, {"methods": replace(_METHODS, may=_METHODS.may | {"None"})}
+    ),
 }
 PLOTS = {
     **{

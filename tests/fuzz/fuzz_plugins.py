@@ -101,6 +101,7 @@ MIGU = {
     "ungated": one_of("train", "freeze"),
     "normalize": one_of("none", "token"),
     "ignore_padding": FLAG,
+    "fused": one_of("layer", "parts"),
     "skip_tasks": NATURAL,
     "skip_steps": NATURAL,
     "seed": _SEED,

@@ -196,6 +196,7 @@ MODELS = {
             "model": MODEL,
             "target_modules": kind(None, "all-linear", ["0"], may="None"),
             "heads": kind(None, "2", ["2"], may="None|[]|()|np []|tensor [0]"),
+            "fused": one_of("layer", "parts"),
         },
     ),
 }
@@ -254,18 +255,21 @@ _MATRIX = kind(
     np.eye(3), np.full((2, 2), np.nan), [[1, 0], [0.5, 1]], may="tensor [2, 2]|tensor int"
 )
 _FLAGS = {
-    "AccuracyMatrix": ["heat_map"],
     "DecisionMetric": ["modules", "figure"],
     "DistanceMetric": ["modules", "from_start"],
     "GatingMetric": ["minibatch", "layers", "histograms", "heat_map"],
     "RestrictionMetric": ["minibatch", "modules", "histograms"],
     "SkippedSteps": [],
-    "accuracy_matrix_metrics": ["heat_map"],
     "decision_metrics": ["modules", "figure"],
     "distance_metrics": ["modules", "from_start"],
     "gating_metrics": ["minibatch", "layers", "histograms", "heat_map"],
     "restriction_metrics": ["minibatch", "modules", "histograms"],
     "skipped_steps_metrics": [],
+}
+_COUNTED = {
+    "heat_map": FLAG,
+    "ignore_index": kind(-100, 255, None, may=f"None|{WHOLE}"),
+    "class_dim": kind(1, -1, None, may="None|1|-1"),
 }
 PATH = kind("a", may="''|'x'|blank|a regex|'3'|'nan'|np.str|Path")
 EVALUATION = {
@@ -273,10 +277,27 @@ EVALUATION = {
         name: Target(getattr(evaluation, name), dict.fromkeys(flags, FLAG))
         for name, flags in _FLAGS.items()
     },
+    **{
+        name: Target(getattr(evaluation, name), _COUNTED)
+        for name in ("AccuracyMatrix", "accuracy_matrix_metrics")
+    },
     "ScalarCSVLogger": Target(evaluation.ScalarCSVLogger, {"path": PATH}),
     **{
         name: Target(getattr(evaluation, name), {"accuracy": _MATRIX})
-        for name in ("average_accuracy", "backward_transfer", "forgetting", "learning_accuracy")
+        for name in (
+            *("average_accuracy", "average_incremental_accuracy", "backward_transfer"),
+            *("forgetting", "forgetting_of_tasks", "learning_accuracy"),
+        )
+    },
+    **{
+        name: Target(
+            getattr(evaluation, name),
+            {
+                "accuracy": kind(np.eye(3), [[1, 0, 0]] * 3, may="tensor [2, 2]|tensor int"),
+                "lowest": kind(None, np.zeros(3), [0.5, 0.5, np.nan], may="None"),
+            },
+        )
+        for name in ("minimum_accuracy", "worst_case_accuracy")
     },
     "forward_transfer": Target(
         evaluation.forward_transfer,

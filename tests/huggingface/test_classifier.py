@@ -112,6 +112,58 @@ def test_padding_does_not_change_logits(name, pooling):
             torch.testing.assert_close(model(features), alone, atol=1e-6, rtol=1e-5)
 
 
+FUNNEL = {"vocab_size": VOCABULARY, "d_model": 8, "n_head": 2, "d_head": 4, "d_inner": 16}
+
+
+@pytest.mark.parametrize(
+    "kind", ["FunnelModel", "FunnelForMaskedLM", "FunnelForTokenClassification"]
+)
+def test_parts_called_encoder_and_decoder_do_not_make_an_encoder_decoder(kind):
+    config = transformers.FunnelConfig(**FUNNEL, block_sizes=[1, 1])
+    body = getattr(transformers, kind)(config)
+    model = text_classifier(body, heads="single", n_classes=3).eval()
+    assert model.encoder is body.base_model
+    assert text_classifier(model.encoder, heads="growing").encoder is model.encoder
+    assert model(texts(right=2)).shape == (2, 3)
+    states = body.base_model.eval()(**texts(right=2)).last_hidden_state
+    first = text_classifier(body, heads="single", n_classes=3, pooling="first").eval()
+    torch.testing.assert_close(first(texts(right=2)), first.classifier(states[:, 0]))
+
+
+@pytest.mark.parametrize("kind", ["FunnelBaseModel", "FunnelForSequenceClassification"])
+def test_an_encoder_with_fewer_states_than_tokens_is_refused(kind):
+    config = transformers.FunnelConfig(**FUNNEL, block_sizes=[1, 1])
+    model = text_classifier(getattr(transformers, kind)(config))
+    with pytest.raises(
+        ValueError, match=r"states of shape \(2, 3, 8\) for tokens of shape \(2, 6\)"
+    ):
+        model.pooled(texts(right=2))
+
+
+KIN_OF_BART = {
+    f"{part}_{what}": 2
+    for part in ("encoder", "decoder")
+    for what in ("layers", "attention_heads", "ffn_dim")
+}
+KIN_OF_BART |= {"vocab_size": VOCABULARY, "d_model": 8, "max_position_embeddings": 30}
+KIN_OF_T5 = {**T5, "num_heads": 2, "decoder_start_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        *((name, KIN_OF_BART) for name in ("Bart", "MBart", "Blenderbot", "M2M100")),
+        *((name, KIN_OF_T5) for name in ("T5", "UMT5", "LongT5")),
+    ],
+)
+def test_of_an_encoder_decoder_the_encoder_is_taken(name, sizes):
+    config = getattr(transformers, f"{name}Config")(**sizes, pad_token_id=0)
+    body = getattr(transformers, f"{name}Model")(config)
+    model = text_classifier(body, heads="single", n_classes=3).eval()
+    assert model.encoder is body.get_encoder()
+    torch.testing.assert_close(model(texts(right=1)), model(texts(right=3)), atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("name", "place"), [("bert", None), ("llama", -1), ("t5", None)])
 def test_logits_are_the_head_of_the_pooled_states(name, place):
     body = tiny(name)

@@ -11,7 +11,7 @@ from avalanche_mgem.experiment import METHODS, TEXT_METHODS, find_method
 from avalanche_mgem.experiment.checks import check_runs
 from avalanche_mgem.experiment.run import SilentLogger, build_strategy
 from avalanche_mgem.huggingface.lora import LoRAPlugin, OLoRAPlugin
-from avalanche_mgem.methods.baselines import SynapticIntelligencePlugin
+from avalanche_mgem.methods.penalties import LwFPlugin, SynapticIntelligencePlugin
 from avalanche_mgem.methods.registry import parse_settings, select_methods
 from avalanche_mgem.plugins import MGEMPlugin, MIGUPlugin
 
@@ -33,7 +33,7 @@ def strategy_of(name):
             [OLoRAPlugin, plugins.ReplayPlugin, plugins.GEMPlugin, MIGUPlugin],
         ),
         ("agem+ewc", [plugins.EWCPlugin, plugins.AGEMPlugin]),
-        ("si+lora+lwf", [LoRAPlugin, SynapticIntelligencePlugin, plugins.LwFPlugin]),
+        ("si+lora+lwf", [LoRAPlugin, SynapticIntelligencePlugin, LwFPlugin]),
     ],
 )
 def test_adapters_come_first_and_migu_last(name, kinds):

@@ -29,13 +29,16 @@ from torch import nn
 from torch.optim import SGD, AdamW
 
 from avalanche_mgem import HybridMagnitudePlugin, MGEMPlugin, MIGUPlugin
+from avalanche_mgem.methods import penalties
 
 PEERS = {
     "replay": lambda: ReplayPlugin(12),
     "ewc": lambda: EWCPlugin(1.0),
     "ewc online": lambda: EWCPlugin(1.0, mode="online", decay_factor=0.5),
     "si": lambda: SynapticIntelligencePlugin(0.1),
+    "our si": lambda: penalties.SynapticIntelligencePlugin(0.1),
     "lwf": LwFPlugin,
+    "our lwf": penalties.LwFPlugin,
     "agem": lambda: AGEMPlugin(12, 12),
     "gem": lambda: GEMPlugin(6, 0.5),
     "mgem": lambda: MGEMPlugin(6, seed=0),

@@ -385,6 +385,7 @@ def test_what_it_keeps_is_small():
     assert plugin.last_projection.gradient.numel() == 0
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("setting", SETTINGS)

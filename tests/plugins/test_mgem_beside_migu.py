@@ -3,6 +3,7 @@
 import pytest
 import torch
 from avalanche.training.plugins import SupervisedPlugin
+from lookalikes import Mixture
 from tiny import N_FEATURES, Call, domain_stream, make_strategy, parameter_vector, train
 from torch import nn
 from torch.optim import SGD, AdamW
@@ -22,11 +23,37 @@ def model():
     return nn.Sequential(*layers, nn.Linear(8, 6))
 
 
+def mixture():
+    torch.manual_seed(7)
+    parts = [nn.Linear(N_FEATURES, 8), Mixture(8), nn.ReLU(), Mixture(8, transposed=True)]
+    return nn.Sequential(*parts, nn.Linear(8, 6))
+
+
+class Attentive(nn.Module):
+    """Features as tokens: parts of one parameter have masks of their own, and so have gates."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(7)
+        self.embed = nn.ConvTranspose1d(2, 4, 1, groups=2)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.lstm = nn.LSTM(4, 3, batch_first=True)
+        self.head = nn.Linear(3, 6)
+
+    def forward(self, x):
+        x = self.embed(x.view(len(x), 2, -1)).transpose(1, 2)
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return self.head(self.lstm(x)[0].mean(1))
+
+
+MODELS = {"linear": model, "mixture": mixture, "attention": Attentive}
+
+
 def vector(parameters):
     return torch.cat([p.detach().flatten() for p in parameters]).clone()
 
 
-def harms(migu, optimizer="sgd", parameter_groups=1, **arguments):
+def harms(migu, optimizer="sgd", parameter_groups=1, make=model, epochs=4, **arguments):
     """Train with both; return the harm of each step to each memory row, in shares of the lengths.
 
     The rows are taken before either plugin has seen them, the step after both.
@@ -52,7 +79,7 @@ def harms(migu, optimizer="sgd", parameter_groups=1, **arguments):
 
     # The rows are there after before_training_iteration; nobody has masked them by before_forward.
     plugins = [mgem, Call(before_forward=remember), migu, Call(after_update=measure)]
-    strategy = make_strategy(model(), plugins, optimizer=OPTIMIZERS[optimizer], train_epochs=4)
+    strategy = make_strategy(make(), plugins, optimizer=OPTIMIZERS[optimizer], train_epochs=epochs)
     train(strategy, domain_stream().train_stream)
     assert len(found) > 30
     return found
@@ -73,6 +100,15 @@ def test_masked_gradients_stay_in_the_cone(arguments, ungated, score):
 def test_restricted_updates_stay_in_the_cone(optimizer, freeze):
     migu = MIGUPlugin(0.6, freeze=freeze)
     assert max(harms(migu, optimizer, restrict="update")) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["mixture", "attention"])
+@pytest.mark.parametrize("restrict", ["gradient", "update"])
+def test_layers_of_other_kinds_stay_in_the_cone(restrict, name):
+    migu = MIGUPlugin(0.6, freeze="update")
+    optimizer = "sgd" if restrict == "gradient" else "adamw"
+    found = harms(migu, optimizer, make=MODELS[name], epochs=2, restrict=restrict)
+    assert max(found) < 1e-4
 
 
 class Unheard(SupervisedPlugin):

@@ -116,6 +116,7 @@ class Watch:
                         strict=False,
                     )
                 )
+                pairs = [(rows.of(a), rows.of(b)) for a, b in pairs]
                 still = all(torch.equal(a[~kept], b[~kept]) for a, b in pairs)
                 moved = not torch.equal(pairs[0][0][kept], pairs[0][1][kept])
                 self.seen.append((int((~kept).sum()), still, moved))
@@ -395,6 +396,13 @@ def test_the_strategy_is_naive_with_the_plugin():
         ({"ungated": "frozen"}, "ungated: unknown 'frozen'"),
         ({"normalize": "tokens"}, "normalize: unknown 'tokens'; did you mean 'token'"),
         ({"ignore_padding": 1}, "ignore_padding must be True or False, got 1"),
+        ({"fused": "part"}, "fused: unknown 'part'; did you mean 'parts'"),
+        (
+            {"fused": {"qkv": (4,)}},
+            r"fused must be .* sizes of at least two parts, .*'qkv': \(4,\)",
+        ),
+        ({"fused": {"qkv": 12}}, "fused must be .* got 'qkv': 12"),
+        ({"fused": {"qkv": (4, 0)}}, r"fused\['qkv'\] must be a whole number >= 1"),
         ({"skip_tasks": -1}, "skip_tasks must be a whole number >= 0"),
         ({"skip_steps": 0.5}, "skip_steps must be a whole number >= 0"),
         ({"seed": -1}, "seed must be a whole number >= 0"),

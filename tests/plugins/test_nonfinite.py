@@ -26,8 +26,10 @@ from torch.optim import SGD, Adam, AdamW
 
 from avalanche_mgem import HybridMagnitudePlugin, MGEMPlugin, MIGUPlugin
 from avalanche_mgem.bridge import nonfinite
-from avalanche_mgem.bridge.nonfinite import OptimizerSnapshot, StepGuard, all_finite
+from avalanche_mgem.bridge.finite import all_finite, row_reason
+from avalanche_mgem.bridge.nonfinite import StepGuard
 from avalanche_mgem.evaluation import skipped_steps_metrics
+from avalanche_mgem.model.snapshot import OptimizerSnapshot
 
 NAN, INF = float("nan"), float("inf")
 PLUGINS = {
@@ -216,9 +218,9 @@ def test_the_error_names_the_memory_row(name, group):
 def test_a_reservoir_names_its_row_too():
     rows = torch.zeros(4, 3)
     rows[3, 2] = INF
-    named = nonfinite.row_reason(rows, {"a": slice(0, 2), "b": slice(2, 3)}, [2, 1])
+    named = row_reason(rows, {"a": slice(0, 2), "b": slice(2, 3)}, [2, 1])
     assert named == "the memory row of the open task, group 0 holds NaN or Inf in 'b'"
-    assert nonfinite.row_reason(rows[:3], {"a": slice(0, 3)}, [2, 1]) is None
+    assert row_reason(rows[:3], {"a": slice(0, 3)}, [2, 1]) is None
 
 
 def trained(setting, *plugins):

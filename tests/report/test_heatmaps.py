@@ -38,6 +38,23 @@ def test_a_map_is_the_mean_over_the_seeds_on_one_scale():
     assert len(scales) == 1
 
 
+def test_seeds_that_diverged_are_left_out_and_said():
+    cut = np.array(made("ewc").accuracy)
+    cut[1:] = np.nan
+    good, lost = made(), made(seed=1, accuracy=cut, diverged=1)
+    gone = made("ewc", accuracy=cut, diverged=1)
+    panels = maps(heatmap_figure([good, lost, gone]))
+    assert list(panels) == ["gem (1 of 2 diverged)", "ewc (diverged)"]
+    shown = panels["gem (1 of 2 diverged)"].images[0].get_array()
+    np.testing.assert_allclose(shown, good.accuracy)
+    assert panels["ewc (diverged)"].images[0].get_array().mask.sum() == 6
+    figure = forgetting_figure([good, lost, gone])
+    assert "Seeds left out: gem (1 of 2 diverged), ewc (diverged)" in note(figure)
+    np.testing.assert_array_equal(
+        forgetting_of_tasks("gem", [good, lost]), forgetting_of_tasks("gem", [good])
+    )
+
+
 def test_what_a_seed_did_not_measure_is_no_colour_but_hatched():
     holed = made(seed=1)
     holed.accuracy[0, 2] = np.nan
@@ -62,11 +79,13 @@ def test_numbers_stand_out_from_their_cell():
     assert short_number(0.996) == "1"
 
 
-def test_forgetting_of_a_task_is_what_it_lost_since_it_was_learnt():
+def test_forgetting_of_a_task_is_what_it_lost_of_its_best():
     results = many(["gem"], 3)
+    for run in results:
+        run.accuracy[1, 0] = 0.95  # better after the second task than when it was new
     losses = forgetting_of_tasks("gem", results)
     for task in range(2):
-        lost = [run.accuracy[task, task] - run.accuracy[-1, task] for run in results]
+        lost = [run.accuracy[task:-1, task].max() - run.accuracy[-1, task] for run in results]
         np.testing.assert_allclose(losses[task], mean_interval(lost))
     overall = np.mean([run.scores["forgetting"] for run in results])
     assert losses[:, 0].mean() == pytest.approx(overall)

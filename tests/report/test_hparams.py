@@ -68,6 +68,13 @@ def test_what_was_not_measured_is_no_number(tmp_path):
     assert log.Tags()["scalars"] == ["score/ACC"]
 
 
+def test_a_run_that_diverged_says_so_and_has_no_scores(tmp_path):
+    write_hparams([made(diverged=2)], tmp_path)
+    log = read(tmp_path / "permuted-digits" / "gem" / "seed0")
+    assert log.Tags()["scalars"] == ["diverged"]
+    assert log.Scalars("diverged")[0].value == 2
+
+
 def test_names_become_folders_that_exist_nowhere_else(tmp_path):
     write_hparams([made("a/b"), made("a_b"), made("..")], tmp_path / "log")
     assert [path.name for path in tmp_path.iterdir()] == ["log"]

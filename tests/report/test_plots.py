@@ -159,6 +159,21 @@ def test_what_was_not_measured_is_not_drawn_and_said():
     assert np.isnan(lines(curves)["ewc (not measured)"].get_ydata()).all()
 
 
+def test_seeds_that_diverged_are_left_out_and_said():
+    cut = np.array(make("ewc").accuracy)
+    cut[2:] = np.nan
+    good, lost = make("gem"), make("gem", seed=1, accuracy=cut, diverged=2)
+    gone = make("ewc", accuracy=cut, diverged=2)
+    for draw in FIGURES:
+        figure, alone = draw([good, lost, gone]), draw([good])
+        pixels(figure)
+        assert legend_texts(figure)[:2] == ["gem (1 of 2 diverged)", "ewc (diverged)"]
+        expected = lines(alone)["gem"].get_xydata()
+        np.testing.assert_array_equal(lines(figure)["gem (1 of 2 diverged)"].get_xydata(), expected)
+    curve = lines(accuracy_figure([good, gone]))["ewc (diverged)"].get_ydata()
+    assert list(np.isfinite(curve)) == [True, True, False, False]
+
+
 def test_what_is_measured_at_the_end_only_shows_and_is_said():
     accuracy = np.full((20, 20), np.nan)
     accuracy[-1] = 0.8

@@ -3,21 +3,23 @@
 import pytest
 from made_results import joint, made, many, saved
 
-from avalanche_mgem.report import folder
+from avalanche_mgem.report.figures import canvas
+from avalanche_mgem.report.figures.accuracy import FIGURES
 from avalanche_mgem.report.folder import write_report
 from avalanche_mgem.report.latex import latex_table
 from avalanche_mgem.report.markdown import markdown_table
+from avalanche_mgem.results.summary import FURTHER
 
 PICTURES = ["accuracy", "tradeoff", "forgetting", "heatmaps"]
-TABLES = ["table.md", "table.tex", "results.csv", "accuracy.csv"]
+TABLES = ["table.md", "table.tex", "scores.md", "scores.tex", "results.csv", "accuracy.csv"]
 MARK = "avalanche-mgem-report.json"
 
 
 @pytest.fixture
 def plain_pictures(monkeypatch):
     """Pictures that take no time to draw."""
-    monkeypatch.setattr(folder, "png", lambda figure: b"png")
-    monkeypatch.setattr(folder, "pdf", lambda figure: b"pdf")
+    monkeypatch.setattr(canvas, "png", lambda figure: b"png")
+    monkeypatch.setattr(canvas, "pdf", lambda figure: b"pdf")
 
 
 def names(folder):
@@ -40,6 +42,8 @@ def test_one_stream_lies_in_the_folder_itself(tmp_path):
     assert len(logs) == len(results) + 1
     assert (out / "table.md").read_text() == markdown_table(results)
     assert (out / "table.tex").read_text() == latex_table(results)
+    assert (out / "scores.md").read_text() == markdown_table(results, FURTHER)
+    assert (out / "scores.tex").read_text() == latex_table(results, FURTHER)
     for name in PICTURES:
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (out / f"{name}.pdf").read_bytes().startswith(b"%PDF")
@@ -76,8 +80,8 @@ def test_the_same_report_again_is_the_same(tmp_path):
 
 
 def test_pictures_for_print_are_the_same_every_time():
-    figures = [folder.FIGURES["accuracy"](many(["gem"])) for _ in range(2)]
-    assert folder.pdf(figures[0]) == folder.pdf(figures[1])
+    figures = [FIGURES["accuracy"](many(["gem"])) for _ in range(2)]
+    assert canvas.pdf(figures[0]) == canvas.pdf(figures[1])
 
 
 @pytest.mark.usefixtures("plain_pictures")
@@ -86,7 +90,7 @@ def test_a_report_that_was_stopped_is_replaced(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "latex_table", full)
+        patch.setattr("avalanche_mgem.report.folder.latex_table", full)
         with pytest.raises(OSError, match="No space"):
             write_report([made(stream="a"), made(stream="b")], tmp_path)
     write_report([made()], tmp_path, tensorboard=False)

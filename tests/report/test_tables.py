@@ -8,8 +8,9 @@ import pytest
 from made_results import make, make_many
 from rich.console import Console
 
+from avalanche_mgem.report.latex import latex_table
 from avalanche_mgem.report.markdown import markdown_table, results_table
-from avalanche_mgem.results.summary import by_method, by_stream
+from avalanche_mgem.results.summary import FURTHER, by_method, by_stream
 
 HEADINGS = ["Method", "Seeds", "ACC", "BWT", "LA", "FWT", "Forgetting", "Seconds"]
 
@@ -80,6 +81,34 @@ def test_one_experience_has_dashes():
 def test_a_seed_without_a_value_gives_a_dash_not_the_mean_of_the_others():
     lost = make(seed=1, accuracy=np.full((3, 3), np.nan))
     assert markdown_cells(markdown_table([make(), lost]))[2][2:7] == ["-"] * 5
+
+
+def test_seeds_that_diverged_are_counted_and_left_out():
+    good = [make("ewc", seed=s, accuracy=matrix_of(0.9, 0.9), size=2) for s in range(2)]
+    lost = make("ewc", seed=2, accuracy=np.full((2, 2), np.nan), seconds=1e6, diverged=1)
+    gone = make("si", accuracy=matrix_of(0.8, 0.8), size=2, diverged=0)
+    other = make("gem", accuracy=matrix_of(0.7, 0.7), size=2)
+    text = markdown_table([*good, lost, gone, other])
+    rows = {row[0]: row[1:] for row in markdown_cells(text)[2:]}
+    assert rows["ewc"][:2] == ["3 (1 diverged)", "0.900 ± 0.000"]
+    assert rows["ewc"][-1] == "12.5 ± 0.0"
+    assert rows["si"] == ["1 (1 diverged)", *["-"] * 6]
+    assert rows["gem"][:2] == ["1", "**0.700**"]
+    assert "Diverged: loss, weights or outputs became NaN or Inf" in text
+    assert "3 (1 diverged) & $0.900" in latex_table([*good, lost, gone, other])
+    assert "diverged" not in markdown_table([*good, other]).lower()
+
+
+def test_further_scores_have_a_table_of_their_own():
+    R = np.array([[0.9, 0.1], [0.6, 0.8]])
+    results = [
+        make(accuracy=R, masked=np.full((2, 2), 0.95), size=2),
+        make("old", accuracy=R, size=2),
+    ]
+    rows = markdown_cells(markdown_table(results, FURTHER))
+    assert rows[0] == ["Method", "Seeds", "AIA", "min-ACC", "WC-ACC", "Task-IL ACC"]
+    assert rows[2] == ["gem", "1", "**0.800**", "**0.600**", "**0.700**", "**0.950**"]
+    assert rows[3] == ["old", "1", "**0.800**", "**0.600**", "**0.700**", "-"]
 
 
 def test_best_is_bold_in_its_own_sense():

@@ -16,6 +16,7 @@ from avalanche_mgem.files import write_atomically
 from avalanche_mgem.results.csv import write_accuracy_csv, write_csv
 
 SCORES = ["acc", "bwt", "la", "fwt", "forgetting"]
+FURTHER = ["aia", "min_acc", "wc_acc", "acc_task_il"]
 
 
 def read(path):
@@ -83,7 +84,8 @@ def test_columns_are_the_union_in_a_fixed_order(tmp_path):
         orders.append(list(read(tmp_path / name)[0]))
     assert orders[0] == orders[1]
     assert orders[0] == [
-        *["method", "stream", "seed", *SCORES, "seconds", "restriction.violated"],
+        *["method", "stream", "seed", *SCORES, "seconds", *FURTHER, "diverged"],
+        "restriction.violated",
         *["configuration.batch", "configuration.hidden", "configuration.method"],
         *["configuration.optimizer", "configuration.optimizer.lr", "versions.torch"],
         "metrics.distance",

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from avalanche_mgem.evaluation import average_accuracy, backward_transfer, learning_accuracy
+from avalanche_mgem.evaluation import (
+    average_accuracy,
+    backward_transfer,
+    forgetting,
+    learning_accuracy,
+)
 from avalanche_mgem.experiment import RunResult
 
 accuracy = st.floats(0, 1) | st.just(math.nan)
@@ -26,6 +32,8 @@ results = st.integers(1, 5).flatmap(
         configuration=st.dictionaries(st.text(), st.integers() | st.none() | st.lists(st.text())),
         versions=st.dictionaries(st.text(), st.text()),
         metrics=st.dictionaries(st.text(), st.floats(-1, 1)),
+        diverged=st.none() | st.integers(0, 5),
+        masked=st.none() | arrays(np.float64, (size, size), elements=accuracy),
     )
 )
 
@@ -38,24 +46,53 @@ def test_json_gives_back_every_bit(result):
     assert back.accuracy.dtype == back.baseline.dtype == np.float64
     np.testing.assert_array_equal(back.accuracy, result.accuracy)
     np.testing.assert_array_equal(back.baseline, result.baseline)
+    np.testing.assert_equal(back.masked, result.masked)
     told = ("method", "stream", "seed", "seconds", "restriction", "configuration", "versions")
-    for name in (*told, "metrics"):
+    for name in (*told, "metrics", "diverged"):
         assert getattr(back, name) == getattr(result, name)
     assert back.to_json() == text
 
 
 @given(results)
-def test_runs_of_before_there_were_metrics_are_read(result):
+def test_runs_of_earlier_versions_are_read(result):
     values = json.loads(result.to_json())
-    del values["metrics"]
-    assert RunResult.from_json(json.dumps(values)).metrics == {}
+    del values["metrics"], values["masked"], values["diverged"]
+    back = RunResult.from_json(json.dumps(values))
+    assert back.metrics == {}
+    assert back.masked is None
+    assert math.isnan(back.scores["acc_task_il"])
+    del values["configuration"]
+    told = replace(result, diverged=None).scores
+    for name, score in RunResult.from_json(json.dumps(values)).scores.items():
+        if name != "acc_task_il":
+            np.testing.assert_equal(score, told[name])
+
+
+@given(results)
+def test_runs_of_before_divergence_was_looked_for_are_read(result):
+    values = json.loads(result.to_json())
+    del values["diverged"]
+    assert RunResult.from_json(json.dumps(values)).diverged is None
+
+
+def test_a_run_that_diverged_has_no_scores_whatever_was_measured():
+    scores = RunResult("m", "s", 0, np.eye(2), np.zeros(2), 1.0, diverged=1).scores
+    assert list(scores) == list(RunResult("m", "s", 0, np.eye(2), np.zeros(2), 1.0).scores)
+    assert all(map(math.isnan, scores.values()))
 
 
 def test_scores_are_those_of_the_matrix():
-    R, baseline = np.array([[0.9, 0.3], [0.5, 0.8]]), np.array([0.1, 0.2])
-    scores = RunResult("m", "s", 0, R, baseline, 1.0).scores
-    assert list(scores) == ["acc", "bwt", "la", "fwt", "forgetting"]
+    R = np.array([[0.6, 0.3, 0.1], [0.9, 0.8, 0.1], [0.5, 0.7, 0.8]])
+    baseline, masked = np.array([0.1, 0.2, 0.1]), np.full((3, 3), 0.95)
+    scores = RunResult("m", "s", 0, R, baseline, 1.0, masked=masked).scores
+    names = ["acc", "bwt", "la", "fwt", "forgetting", "aia", "min_acc", "wc_acc", "acc_task_il"]
+    assert list(scores) == names
     assert scores["acc"] == average_accuracy(R)
-    assert scores["bwt"] == backward_transfer(R) == -scores["forgetting"]
+    assert scores["bwt"] == backward_transfer(R) == pytest.approx(-0.1)
+    assert scores["forgetting"] == forgetting(R) == pytest.approx(0.25)
+    assert scores["aia"] == pytest.approx((0.6 + 0.85 + 2 / 3) / 3)
+    assert scores["min_acc"] == pytest.approx((0.5 + 0.7) / 2)
+    assert scores["wc_acc"] == pytest.approx((0.5 + 0.7 + 0.8) / 3)
+    assert scores["acc_task_il"] == pytest.approx(0.95)
     assert scores["la"] == learning_accuracy(R)
-    assert scores["fwt"] == pytest.approx(0.1)
+    assert scores["fwt"] == pytest.approx((0.1 + 0.0) / 2)

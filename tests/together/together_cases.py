@@ -12,49 +12,22 @@ from avalanche.training.plugins import (
     EarlyStoppingPlugin,
     EvaluationPlugin,
     EWCPlugin,
-    LwFPlugin,
     ReplayPlugin,
-    SynapticIntelligencePlugin,
 )
 from avalanche.training.supervised import Naive
 from tiny import N_CLASSES, N_FEATURES, tiny_data
 from torch import nn, optim
 
 from avalanche_mgem import HybridMagnitudePlugin, MGEMPlugin, MIGUPlugin
+from avalanche_mgem.methods.penalties import LwFPlugin, SynapticIntelligencePlugin
 from avalanche_mgem.streams import permuted_stream, split_stream
-
-
-class SynapticIntelligence(SynapticIntelligencePlugin):
-    """Avalanche's, with copies of what it keeps, as on a GPU.
-
-    On a CPU the old and the new parameters that it keeps are both the model's own memory, so that
-    it finds no step, gives no importance to anything and is Naive.
-    """
-
-    def before_training_exp(self, strategy, **kwargs):
-        super().before_training_exp(strategy, **kwargs)
-        self._keep_copies()
-
-    def before_training_iteration(self, strategy, **kwargs):
-        super().before_training_iteration(strategy, **kwargs)
-        self._keep_copies()
-
-    def after_training_iteration(self, strategy, **kwargs):
-        super().after_training_iteration(strategy, **kwargs)
-        self._keep_copies()
-
-    def _keep_copies(self):
-        for kept in (self.ewc_data[0], *self.syn_data.values()):
-            for value in kept.values():
-                value.data = value.data.clone()
-
 
 PEERS = {
     "alone": list,
     "replay": lambda: [ReplayPlugin(8)],
     "ewc": lambda: [EWCPlugin(1.0)],
     "lwf": lambda: [LwFPlugin()],
-    "si": lambda: [SynapticIntelligence(0.1)],
+    "si": lambda: [SynapticIntelligencePlugin(0.1)],
 }
 BODIES = {
     "plain": lambda: [nn.Linear(N_FEATURES, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU()],

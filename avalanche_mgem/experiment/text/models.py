@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, get_args
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, get_args
 
 from avalanche_mgem.arguments import one_of
 from avalanche_mgem.experiment.digests import (
@@ -15,15 +13,19 @@ from avalanche_mgem.experiment.digests import (
     tokenizer_digest,
 )
 from avalanche_mgem.experiment.text.stream import described_by_name
-from avalanche_mgem.huggingface.answers import words_by_task
-from avalanche_mgem.huggingface.classifier import Heads, Pooling, check_tokenizer, text_classifier
-from avalanche_mgem.huggingface.generation import causal_answers, text_to_text
+from avalanche_mgem.huggingface.choices import Heads, Pooling
 from avalanche_mgem.huggingface.loading import checked_name, load_tokenizer
-from avalanche_mgem.huggingface.losses import TokenLoss
-from avalanche_mgem.streams.text import label_words_of
-from avalanche_mgem.streams.text.answers import FORMS, Form
+from avalanche_mgem.lazy import Lazy
+from avalanche_mgem.streams.text.forms import FORMS, Form
 
-_MAKERS = {"text-to-text": text_to_text, "causal": causal_answers}
+if TYPE_CHECKING:
+    from torch import nn
+
+_MAKERS = {
+    "classification": Lazy("avalanche_mgem.huggingface.classifier:text_classifier"),
+    "text-to-text": Lazy("avalanche_mgem.huggingface.generation:text_to_text"),
+    "causal": Lazy("avalanche_mgem.huggingface.generation:causal_answers"),
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class TextModelFactory:
         if self.tokenizer is not None:
             checked_name("tokenizer", self.tokenizer)
         if self.label_words is not None:
+            from avalanche_mgem.huggingface.answers import words_by_task
+
             words_by_task(self.label_words)
 
     @property
@@ -73,27 +77,37 @@ class TextModelFactory:
         """Return the factory that knows what the classes of a text stream are called."""
         if self.form == "classification":
             return self
+        from avalanche_mgem.streams.text.answers import label_words_of
+
         return replace(self, label_words=label_words_of(scenario))
 
     def __call__(self, sample_shape: tuple[int, ...], n_classes: int) -> nn.Module:
         """Return a new model; what it adds to the pre-trained one is drawn from torch's state."""
-        if self.form == "classification":
-            # A head for each task gets as many outputs as the task has classes.
-            classes = None if self.heads == "multi" else n_classes
-            return text_classifier(
-                self.model, heads=self.heads, n_classes=classes, pooling=self.pooling
-            )
-        if not isinstance(self.label_words, Mapping):
-            raise ValueError(f"form={self.form!r} needs label_words; see for_scenario")
-        made: nn.Module = _MAKERS[self.form](self.model, self._tokenizer(), self.label_words)
+        made: nn.Module
+        if self.form != "classification":
+            if not isinstance(self.label_words, Mapping):
+                raise ValueError(f"form={self.form!r} needs label_words; see for_scenario")
+            made = _MAKERS[self.form](self.model, self._tokenizer(), self.label_words)
+            return made
+        # A head for each task gets as many outputs as the task has classes.
+        classes = None if self.heads == "multi" else n_classes
+        made = _MAKERS[self.form](
+            self.model, heads=self.heads, n_classes=classes, pooling=self.pooling
+        )
         return made
 
     def criterion(self) -> nn.Module:
         """Return the loss that goes with the form."""
+        from torch import nn
+
+        from avalanche_mgem.huggingface.losses import TokenLoss
+
         return nn.CrossEntropyLoss() if self.form == "classification" else TokenLoss()
 
     def check(self, model: nn.Module, tokenizer: str, max_length: int) -> None:
         """Raise ValueError unless a model made here can take what the stream's tokenizer makes."""
+        from avalanche_mgem.huggingface.classifier import check_tokenizer
+
         streams = load_tokenizer(tokenizer)
         check_tokenizer(model, streams, max_length=max_length)
         if self.form == "classification" or tokenizer == (self.tokenizer or self.model):

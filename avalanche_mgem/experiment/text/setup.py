@@ -9,8 +9,9 @@ from typing import Any, cast
 from avalanche_mgem.arguments import one_of
 from avalanche_mgem.experiment.text.models import TextModelFactory
 from avalanche_mgem.experiment.text.stream import TextStream
-from avalanche_mgem.huggingface.classifier import Heads
-from avalanche_mgem.streams.text import TEXT_ORDERS, Form
+from avalanche_mgem.huggingface.choices import Heads
+from avalanche_mgem.streams.text.forms import Form
+from avalanche_mgem.streams.text.tasks import TEXT_ORDERS
 
 # How text is trained on where nothing else is said: the rate and the decay are MIGU's.
 TEXT_TRAINING: dict[str, Any] = {

@@ -11,10 +11,11 @@ from typing import Any
 from avalanche_mgem.arguments import as_path, bounded_int, flag, one_of, positive_int
 from avalanche_mgem.experiment.digests import tokenizer_digest
 from avalanche_mgem.files import file_digest
-from avalanche_mgem.huggingface.loading import checked_name, load_tokenizer
-from avalanche_mgem.streams.text import HUB_TASKS, TEXT_ORDERS, text_stream, text_task_files
-from avalanche_mgem.streams.text.answers import FORMS, Form
-from avalanche_mgem.streams.text.tasks import chosen_tasks
+from avalanche_mgem.huggingface.loading import checked_name, load_tokenizer, require_folder
+from avalanche_mgem.streams.text.files import text_task_files
+from avalanche_mgem.streams.text.forms import FORMS, Form
+from avalanche_mgem.streams.text.hub import HUB_TASKS
+from avalanche_mgem.streams.text.tasks import TEXT_ORDERS, chosen_tasks
 
 _LATER = {"form": "classification", "shared_labels": False}  # told where they are something else
 
@@ -86,6 +87,8 @@ class TextStream:
 
     def __call__(self, seed: int) -> Any:
         """Return the scenario of this seed."""
+        from avalanche_mgem.streams.text.stream import text_stream
+
         return text_stream(
             self.tasks,
             tokenizer=load_tokenizer(self.tokenizer),
@@ -99,6 +102,19 @@ class TextStream:
             cache_folder=self.cache_folder,
             form=self.form,
         )
+
+    def check(self) -> int:
+        """Return the number of tasks.
+
+        Raises:
+            ValueError: files or a folder that are not there.
+        """
+        names = [str(task) for task in chosen_tasks(self.tasks)]
+        if self.folder is not None:
+            for name in names:
+                text_task_files(self.folder, name)
+        require_folder("tokenizer", self.tokenizer)
+        return len(names)
 
     def description(self) -> dict[str, Any]:
         """Return what decides the samples, as JSON values; of files, their contents."""

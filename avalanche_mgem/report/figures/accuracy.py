@@ -23,7 +23,12 @@ from avalanche_mgem.report.figures.heatmaps import heatmap_figure
 from avalanche_mgem.report.figures.tradeoff import tradeoff_figure
 from avalanche_mgem.results.result import RunResult
 from avalanche_mgem.results.statistics import mean_interval
-from avalanche_mgem.results.summary import by_method, stream_length
+from avalanche_mgem.results.summary import (
+    by_method,
+    divergence_note,
+    stream_length,
+    without_diverged,
+)
 
 __all__ = [
     "FIGURES",
@@ -60,7 +65,8 @@ def accuracy_figure(results: Sequence[RunResult]) -> Figure:
     """Draw mean_{i<=t} R[t, i] against t, a line a method.
 
     The line is the mean over the seeds, the band its 95% interval (Student's t); one seed has no
-    band. A point that some seed did not measure is left out.
+    band. A point that some seed did not measure is left out. Seeds that diverged are left out and
+    counted beside the name; where all did, the line is what they measured before.
 
     Args:
         results: runs of one stream, in any order.
@@ -71,7 +77,8 @@ def accuracy_figure(results: Sequence[RunResult]) -> Figure:
     groups = by_method(results)
     figure, axes = canvas(f"Accuracy on the experiences seen so far: {results[0].stream}")
     for index, (method, runs) in enumerate(groups.items()):
-        _draw_curve(axes, method, _curve(method, runs), style(index))
+        curve, note = _curve(method, runs), divergence_note(runs)
+        _draw_curve(axes, method, curve, style(index), note)
     axes.set_xlabel("Experiences seen")
     axes.set_ylabel("Average accuracy")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -83,21 +90,23 @@ def _curve(method: str, runs: Sequence[RunResult]) -> NDArray[np.float64]:
     """Return [T, 2]: mean and half-width over the seeds of the accuracy on what was seen."""
     return np.array(
         [
-            mean_interval([float(run.accuracy[t, : t + 1].mean()) for run in runs])
+            mean_interval(
+                [float(run.accuracy[t, : t + 1].mean()) for run in without_diverged(runs)]
+            )
             for t in range(stream_length(method, runs))
         ]
     )
 
 
 def _draw_curve(
-    axes: Axes, method: str, curve: NDArray[np.float64], look: Mapping[str, Any]
+    axes: Axes, method: str, curve: NDArray[np.float64], look: Mapping[str, Any], note: str
 ) -> None:
     seen = np.arange(1, len(curve) + 1)
     mean, half_width = curve.T
     measured = np.isfinite(mean)
     # A lone point has no line, so its marker must show.
     every = max(1, len(curve) // 15) if measured.all() else 1
-    label = plain(method + _not_measured(measured), LEGEND)
+    label = plain(method + (note or _not_measured(measured)), LEGEND)
     axes.plot(seen, mean, label=label, linewidth=1.4, markersize=5, markevery=every, **look)
     if not measured[:-1].any():  # nor has it a band
         bars = {"fmt": "none", "ecolor": look["color"], "elinewidth": 0.9, "capsize": 2}

@@ -11,24 +11,32 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from avalanche_mgem.evaluation.matrix import forgetting_of_tasks as losses_of_tasks
 from avalanche_mgem.report.figures.canvas import explain, message_sheet, panels, plain, style, tidy
 from avalanche_mgem.results.result import RunResult
 from avalanche_mgem.results.statistics import mean_interval
-from avalanche_mgem.results.summary import by_method, stream_length
+from avalanche_mgem.results.summary import (
+    by_method,
+    divergence_note,
+    stream_length,
+    without_diverged,
+)
 
 _TITLE = 28  # letters that fit above a panel
 _NOTHING = (
     "No method has a value.\nForgetting needs two experiences or more, and one of them\n"
-    "measured when it was learnt and at the end."
+    "measured after every experience since it was learnt."
 )
 
 
 def forgetting_figure(results: Sequence[RunResult]) -> Figure:
-    """Draw R[i, i] - R[T-1, i] against i < T-1: what was lost of each task, a panel a method.
+    """Draw (max over t in i..T-2 of R[t, i]) - R[T-1, i] against i < T-1, a panel a method.
 
-    The line is the mean over the seeds, the bars its 95% interval (Student's t); one seed has none.
-    The other methods are behind it in grey. A method that no task was measured of when it was
-    learnt and at the end has no panel and is named below. The last task cannot be forgotten yet.
+    What was lost of the best accuracy on each task, as `evaluation.forgetting_of_tasks`. The line
+    is the mean over the seeds, the bars its 95% interval (Student's t); one seed has none. The
+    other methods are behind it in grey. A method of which no task has a value has no panel and is
+    named below. The last task cannot be forgotten yet. Seeds that diverged are left out and counted
+    below.
 
     Args:
         results: runs of one stream, in any order.
@@ -52,18 +60,21 @@ def forgetting_figure(results: Sequence[RunResult]) -> Figure:
     left_out = [method for method in groups if method not in measured]
     if left_out:
         note += "\n" + plain(f"Not measured: {', '.join(left_out)}", 90)
+    diverged = [method + text for method in groups if (text := divergence_note(groups[method]))]
+    if diverged:
+        note += "\n" + plain(f"Seeds left out: {', '.join(diverged)}", 90)
     figure.supxlabel(f"Task\n{note}", fontsize=9)
-    figure.supylabel("Accuracy lost since it was learnt", fontsize=10)
+    figure.supylabel("Loss of the best accuracy so far", fontsize=10)
     return figure
 
 
 def forgetting_of_tasks(method: str, runs: Sequence[RunResult]) -> NDArray[np.float64]:
-    """Return [T-1, 2]: mean and half-width over the seeds of R[i, i] - R[T-1, i].
+    """Return [T-1, 2]: mean and half-width over the seeds of what was lost of each task.
 
     Raises:
         ValueError: if the runs differ in length.
     """
-    lost = [np.diagonal(run.accuracy) - run.accuracy[-1] for run in runs]
+    lost = [losses_of_tasks(run.accuracy) for run in without_diverged(runs)]
     tasks = range(stream_length(method, runs) - 1)
     intervals = [mean_interval([float(one[i]) for one in lost]) for i in tasks]
     return np.array(intervals, dtype=np.float64).reshape(-1, 2)

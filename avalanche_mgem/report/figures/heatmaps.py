@@ -17,7 +17,12 @@ from numpy.typing import NDArray
 
 from avalanche_mgem.report.figures.canvas import message_sheet, panels, plain
 from avalanche_mgem.results.result import RunResult
-from avalanche_mgem.results.summary import by_method, stream_length
+from avalanche_mgem.results.summary import (
+    by_method,
+    divergence_note,
+    stream_length,
+    without_diverged,
+)
 
 _MAP = "viridis"  # as clear without red or green, and in grey
 _LONGEST_WITH_NUMBERS = 10
@@ -29,7 +34,8 @@ def heatmap_figure(results: Sequence[RunResult]) -> Figure:
     """Draw R, the mean over the seeds, a panel a method, all on one scale of colours.
 
     Rows are what was trained last, columns what is tested, both from 1. Up to ten experiences, the
-    accuracies are written into the cells. What some seed did not measure is grey and hatched.
+    accuracies are written into the cells. What some seed did not measure is grey and hatched. Seeds
+    that diverged are left out and counted beside the name; where all did, R is theirs.
 
     Args:
         results: runs of one stream, in any order.
@@ -46,7 +52,7 @@ def heatmap_figure(results: Sequence[RunResult]) -> Figure:
     figure, axes = panels(title, len(matrices), columns=4, size=_PANEL)
     for panel, (method, matrix) in zip(axes, matrices.items(), strict=True):
         image = _draw_matrix(panel, matrix, scale)
-        panel.set_title(plain(method, _TITLE), fontsize=9)
+        panel.set_title(plain(method + divergence_note(groups[method]), _TITLE), fontsize=9)
     bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 0.5 + 0.4 / len(axes)), pad=0.02)
     bar.set_label(_bar_label(groups), fontsize=9)
     holes = any(np.isnan(matrix).any() for matrix in matrices.values())
@@ -58,7 +64,9 @@ def heatmap_figure(results: Sequence[RunResult]) -> Figure:
 def _mean_matrix(method: str, runs: Sequence[RunResult]) -> NDArray[np.float64]:
     stream_length(method, runs)
     # Sorted, so that the sum is the same in any order of the runs.
-    ordered: NDArray[np.float64] = np.sort(np.stack([run.accuracy for run in runs]), axis=0)
+    ordered: NDArray[np.float64] = np.sort(
+        np.stack([run.accuracy for run in without_diverged(runs)]), axis=0
+    )
     return np.asarray(ordered.mean(axis=0))
 
 

@@ -26,7 +26,7 @@ from avalanche_mgem.report.figures.canvas import (
 )
 from avalanche_mgem.results.result import RunResult
 from avalanche_mgem.results.statistics import mean_interval, pareto_front
-from avalanche_mgem.results.summary import by_method
+from avalanche_mgem.results.summary import by_method, divergence_note, without_diverged
 
 # Where a name is tried: the side of its marker, right and up, then ever further from it, in points.
 _SIDES = ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
@@ -46,6 +46,7 @@ def tradeoff_figure(results: Sequence[RunResult]) -> Figure:
     A point is the mean over the seeds with its 95% intervals (Student's t); one seed has none. The
     staircase is the Pareto front of the means: all that lies left of and below it is dominated.
     Where no method has both scores, as on a stream of one experience, the figure says so instead.
+    Seeds that diverged are left out and counted beside the name.
 
     Args:
         results: runs of one stream, in any order.
@@ -63,7 +64,7 @@ def tradeoff_figure(results: Sequence[RunResult]) -> Figure:
     axes.set_xlabel("Learning accuracy (LA)")
     axes.set_ylabel("Backward transfer (BWT)")
     for index, (method, (la, bwt)) in enumerate(scores.items()):
-        _draw_point(axes, method, la, bwt, style(index))
+        _draw_point(axes, method, la, bwt, style(index), divergence_note(groups[method]))
     _draw_front(axes, list(points.values()))
     note = explain(groups, "bars: its 95% intervals")
     legend(figure, axes, f"Up and right is better\n{note}")
@@ -73,18 +74,18 @@ def tradeoff_figure(results: Sequence[RunResult]) -> Figure:
 
 def _scores(runs: Sequence[RunResult]) -> tuple[Interval, Interval]:
     """Return (mean, half-width) of learning accuracy and of backward transfer."""
-    scores = [run.scores for run in runs]
+    scores = [run.scores for run in without_diverged(runs)]
     la, bwt = (mean_interval([one[name] for one in scores]) for name in ("la", "bwt"))
     return la, bwt
 
 
 def _draw_point(
-    axes: Axes, method: str, la: Interval, bwt: Interval, look: Mapping[str, Any]
+    axes: Axes, method: str, la: Interval, bwt: Interval, look: Mapping[str, Any], note: str
 ) -> None:
     measured = not math.isnan(la[0] + bwt[0])
     bars = {"fmt": "none", "ecolor": look["color"], "elinewidth": 0.9, "alpha": 0.5}
     axes.errorbar(la[0], bwt[0], np.nan_to_num(bwt[1]), np.nan_to_num(la[1]), zorder=2, **bars)
-    label = plain(method if measured else f"{method} (not measured)", LEGEND)
+    label = plain(method + (note or ("" if measured else " (not measured)")), LEGEND)
     axes.plot(la[0], bwt[0], label=label, markersize=7, zorder=3, **{**look, "linestyle": "none"})
 
 

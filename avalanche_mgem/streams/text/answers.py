@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.streams.text.batches import PadToLongest, Side, padding_of
+from avalanche_mgem.streams.text.forms import Form
 from avalanche_mgem.streams.text.prompts import verbalized
 from avalanche_mgem.streams.text.tasks import TextSample, TextTask
 from avalanche_mgem.streams.text.tokens import (
@@ -28,8 +29,6 @@ from avalanche_mgem.streams.text.tokens import (
     tokenized,
 )
 
-Form = Literal["classification", "text-to-text", "causal"]
-FORMS: tuple[str, ...] = get_args(Form)
 LABELS = "labels"
 IGNORED = -100  # what torch's cross entropy and transformers leave out
 

@@ -11,8 +11,6 @@ from avalanche.benchmarks import CLScenario
 from avalanche_mgem.arguments import as_path, flag, instance, one_of
 from avalanche_mgem.streams.scenario import make_scenario
 from avalanche_mgem.streams.text.answers import (
-    FORMS,
-    Form,
     answer_padding,
     answered,
 )
@@ -23,6 +21,7 @@ from avalanche_mgem.streams.text.batches import (
     padding_of,
 )
 from avalanche_mgem.streams.text.files import read_text_task
+from avalanche_mgem.streams.text.forms import FORMS, Form
 from avalanche_mgem.streams.text.hub import HUB_TASKS, HubTask, read_hub_task
 from avalanche_mgem.streams.text.tasks import (
     TextSample,

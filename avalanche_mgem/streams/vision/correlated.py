@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from avalanche.benchmarks import CLScenario
 
-from avalanche_mgem.arguments import bounded_int, finite
 from avalanche_mgem.streams.arrays import ArrayData, require_data
 from avalanche_mgem.streams.drawing import Draw, Indices, check_sizes, generator
 from avalanche_mgem.streams.scenario import Pool, make_scenario
-from avalanche_mgem.streams.vision.vision import class_samples, ordered_classes, rows_of_classes
-
-_ROUNDING = 1e-9  # a product that is x.5 may come out just above it in floating point
+from avalanche_mgem.streams.vision.class_groups import correlated_groups, n_shared
+from avalanche_mgem.streams.vision.vision import class_samples, rows_of_classes
 
 
 def correlated_stream(
@@ -55,12 +52,17 @@ def correlated_stream(
     """
     require_data(data)
     check_sizes(n_experiences, train_per_experience, test_per_experience, seed, task_labels)
-    if finite("shared_classes", shared_classes, minimum=0.0) > 1.0:
-        raise ValueError(f"shared_classes is a share, in [0, 1], got {shared_classes!r}")
-    per_experience = _group_size(data, n_experiences, classes_per_experience, shared_classes)
-    step = per_experience - _n_shared(per_experience, shared_classes)
-    order = ordered_classes(data.n_classes, class_order, seed)
-    groups = [order[i * step : i * step + per_experience] for i in range(n_experiences)]
+    groups = correlated_groups(
+        data.n_classes,
+        data.name,
+        n_experiences,
+        classes_per_experience,
+        shared_classes,
+        class_order,
+        seed,
+    )
+    per_experience = len(groups[0])
+    step = per_experience - n_shared(per_experience, shared_classes)
     stays = min(n_experiences, -(-per_experience // step)) if step else n_experiences
     data = data.resized(image_size)
     train, test = Pool(data.x_train, data.y_train), Pool(data.x_test, data.y_test)
@@ -74,39 +76,6 @@ def correlated_stream(
             test, of_test, groups, Draw.TEST, test_per_experience, seed, renumber=task_labels
         ),
         task_labels,
-    )
-
-
-def _n_shared(per_experience: int, share: float) -> int:
-    # Halves down, so that a half of an odd number of classes stays for two experiences, not three.
-    return max(0, math.ceil(share * per_experience - 0.5 - _ROUNDING))
-
-
-def _n_needed(per_experience: int, n_experiences: int, share: float) -> int:
-    step = per_experience - _n_shared(per_experience, share)
-    return per_experience + (n_experiences - 1) * step
-
-
-def _group_size(data: ArrayData, n_experiences: int, given: int | None, share: float) -> int:
-    """Return the number of classes of an experience, or raise ValueError where it cannot be."""
-    if given is not None:
-        bounded_int("classes_per_experience", given)
-        needed = _n_needed(given, n_experiences, share)
-        if needed > data.n_classes:
-            raise ValueError(
-                f"classes_per_experience={given} in n_experiences={n_experiences} with "
-                f"shared_classes={share} (each {_n_shared(given, share)} of the one before) needs "
-                f"{needed} classes, but {data.name!r} has {data.n_classes}"
-            )
-        return given
-    for size in range(data.n_classes, 0, -1):
-        # An experience of one class shares none or all of it, which is not what a share asks for.
-        as_asked = _n_shared(size, share) < size or share == 1.0
-        if as_asked and _n_needed(size, n_experiences, share) <= data.n_classes:
-            return size
-    raise ValueError(
-        f"n_experiences={n_experiences} with shared_classes={share} needs more classes than the "
-        f"{data.n_classes} of {data.name!r}"
     )
 
 

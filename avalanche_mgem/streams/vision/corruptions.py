@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,15 +12,12 @@ from avalanche.benchmarks import CLScenario
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from avalanche_mgem.arguments import as_list, finite, one_of, positive_int
+from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.model.randomness import RandomStream
 from avalanche_mgem.streams.scenario import Pool, Samples, make_scenario
+from avalanche_mgem.streams.vision.corruption_names import Corruption, parse_corruptions
 from avalanche_mgem.streams.vision.images import unit_range
 
-CORRUPTIONS = ("noise", "blur", "contrast", "none")
-"""What `corrupted` can do to images."""
-
-HIGHEST_LEVEL = 5.0
 _NOISE_A_LEVEL = 0.06
 _BLUR_A_LEVEL = 0.4
 _CONTRAST_A_LEVEL = 0.16
@@ -31,44 +26,8 @@ _CHUNK = 1024  # images that are float32 at a time
 _NOISE = 5  # what the generators are for, after those of `Draw`
 _READING = 6
 _OUTSIDE = 1e-4  # how far rounding may carry a pixel out of [0, 1]
-_WORDS = r"[a-z]+(:[^:,+/]*)?"
-_SUFFIX = re.compile(rf"{_WORDS}(,{_WORDS})*")
 
 Key = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Corruption:
-    """One of CORRUPTIONS and how strong it is; written "noise:3", or "noise" for the level 3.
-
-    Images are float32 in [0, 1], levels from 0 (nothing changes) to 5, whole or not. What a level
-    means is our own choice: "noise" adds Gaussian noise of standard deviation 0.06 * level, drawn
-    for every value on its own; "blur" is a Gaussian blur with a standard deviation of 0.4 * level
-    pixels; "contrast" scales the distance to the image's mean by 1 - 0.16 * level; "none" changes
-    nothing. Values are cut off at 0 and 1, and `corrupted` rounds them to whole 255ths, those of
-    "none" and level 0 too. Raises ValueError for another kind or level.
-    """
-
-    kind: str
-    level: float = 3.0
-
-    def __post_init__(self) -> None:
-        one_of("corruption", self.kind, CORRUPTIONS)
-        if finite(f"level of {self.kind}", self.level, minimum=0.0) > HIGHEST_LEVEL:
-            raise ValueError(
-                f"level of {self.kind} must be at most {HIGHEST_LEVEL:g}, got {self.level}"
-            )
-
-    def applied(self, images: Tensor, generators: Iterable[np.random.Generator]) -> Tensor:
-        """Return the images, float32 [N, C, H, W], corrupted; generators: one an image."""
-        if self.kind == "noise":
-            images = images + _NOISE_A_LEVEL * self.level * _noise(images, generators)
-        elif self.kind == "blur":
-            images = _blurred(images, _BLUR_A_LEVEL * self.level)
-        elif self.kind == "contrast":
-            mean = images.mean(dim=(1, 2, 3), keepdim=True)
-            images = mean + (1 - _CONTRAST_A_LEVEL * self.level) * (images - mean)
-        return images.clamp(0, 1)
 
 
 def corrupted(
@@ -106,48 +65,6 @@ def corrupted(
     return make_scenario(train, test, task_labels)
 
 
-def parse_corruptions(corruption: str | Sequence[str]) -> tuple[Corruption, ...]:
-    """Read "noise:3,blur", or such a list: which corruptions, at which levels.
-
-    Raises ValueError for none, and where `Corruption` does.
-    """
-    what = f"a text such as 'noise:3', or a list of {', '.join(CORRUPTIONS)}"
-    if isinstance(corruption, str):
-        named = corruption.split(",")
-    else:
-        named = as_list("corruption", corruption, str, what=what)
-    if not named:
-        raise ValueError(f"corruption must name at least one of {', '.join(CORRUPTIONS)}, got none")
-    return tuple(_parsed(each) for each in named)
-
-
-def take_off_corruption(name: str) -> tuple[str, str | None]:
-    """Take "split-cifar100+noise:3" apart: the stream's name, and its corruption or None.
-
-    A "+" in a file's name is left there. Raises ValueError for unknown corruptions and levels.
-    """
-    base, plus, text = name.rpartition("+")
-    if not plus or not _SUFFIX.fullmatch(text):
-        return name, None
-    parse_corruptions(text)
-    return base, text
-
-
-def _parsed(text: str) -> Corruption:
-    kind, colon, level = text.strip().partition(":")
-    one_of("corruption", kind, CORRUPTIONS)
-    return Corruption(kind, _number(kind, level)) if colon else Corruption(kind)
-
-
-def _number(kind: str, level: str) -> float:
-    try:
-        return float(level)
-    except ValueError as error:
-        raise ValueError(
-            f"level of {kind} must be a number from 0 to {HIGHEST_LEVEL:g}, got {level!r}"
-        ) from error
-
-
 def _has_task_labels(stream: CLScenario) -> bool:
     labels = [
         (i, label)
@@ -177,9 +94,23 @@ def _stored(dataset: Any, corruption: Corruption, key: Key) -> Samples:
             samples = [dataset[row][0] for row in rows]
         clean = _images(samples, shape, key[1])
         generators = (np.random.default_rng([*key, row, _NOISE]) for row in rows)
-        images[rows.start : rows.stop] = corruption.applied(clean, generators).mul(255).round()
+        images[rows.start : rows.stop] = applied(corruption, clean, generators).mul(255).round()
     labels = torch.tensor([int(label) for label in dataset.targets])
     return Samples(Pool(images, labels), np.arange(len(dataset)))
+
+
+def applied(
+    corruption: Corruption, images: Tensor, generators: Iterable[np.random.Generator]
+) -> Tensor:
+    """Return the images, float32 [N, C, H, W], corrupted; generators: one an image."""
+    if corruption.kind == "noise":
+        images = images + _NOISE_A_LEVEL * corruption.level * _noise(images, generators)
+    elif corruption.kind == "blur":
+        images = _blurred(images, _BLUR_A_LEVEL * corruption.level)
+    elif corruption.kind == "contrast":
+        mean = images.mean(dim=(1, 2, 3), keepdim=True)
+        images = mean + (1 - _CONTRAST_A_LEVEL * corruption.level) * (images - mean)
+    return images.clamp(0, 1)
 
 
 def _images(samples: list[Any], shape: tuple[int, ...], experience: int) -> Tensor:

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from avalanche.benchmarks import CLScenario
 from torch import Tensor
 
-from avalanche_mgem.arguments import as_list, bounded_int, one_of
-from avalanche_mgem.streams.arrays import (
-    ArrayData,
-    load_data,
-    require_data,
-    require_source,
-    source_file,
-)
+from avalanche_mgem.arguments import as_list, bounded_int
+from avalanche_mgem.streams.arrays import ArrayData, load_data, require_data
 from avalanche_mgem.streams.drawing import Draw, Indices, check_sizes, draw_balanced
 from avalanche_mgem.streams.npz import read_classes
+from avalanche_mgem.streams.places import for_each_source, n_domains, require_sources, source_file
 from avalanche_mgem.streams.scenario import Pool, Samples, make_scenario
 from avalanche_mgem.streams.vision.images import as_rgb, resize_images
-
-DOMAIN_SETS = {"digit-five": ("mnist", "mnist_m", "svhn", "usps", "synthetic_digits")}
 
 
 def domains_stream(
@@ -48,11 +40,9 @@ def domains_stream(
     none, not images, grey or RGB, or that differ in their number of classes.
     """
     _check_domains(data)
-    count = len(data) if n_experiences is None else n_experiences
+    count = n_domains(len(data), n_experiences)
     check_sizes(count, train_per_experience, test_per_experience, seed, task_labels)
     bounded_int("image_size", image_size)
-    if count > len(data):
-        raise ValueError(f"n_experiences={count} is more than the {len(data)} domains")
     train_parts, test_parts = [], []
     for at, each in enumerate(data[:count]):
         train = draw_balanced(each.y_train.numpy(), Draw.TRAIN, train_per_experience, seed, at)
@@ -60,24 +50,6 @@ def domains_stream(
         train_parts.append(_samples(each.x_train, each.y_train, train, image_size))
         test_parts.append(_samples(each.x_test, each.y_test, test, image_size))
     return make_scenario(train_parts, test_parts, task_labels)
-
-
-def select_domains(source: str, domains: Sequence[str] | str | None = None) -> tuple[str, ...]:
-    """Return the sources of the domains of `source`: a set such as "digit-five", or "A,B.npz".
-
-    domains: which of them, in which order, as names or as text with commas; None is all. Raises
-    ValueError for a name that is not one of them, for one given twice, and for none.
-    """
-    known = DOMAIN_SETS.get(source) or tuple(source.split(","))
-    if domains is None:
-        return known
-    listed = domains.split(",") if isinstance(domains, str) else domains
-    chosen = tuple(as_list("domains", listed, str, what="a list of domains"))
-    for name in chosen:
-        one_of("domains", name, known)
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(f"domains must name at least one domain, each once, got {chosen}")
-    return chosen
 
 
 def load_domains(
@@ -91,8 +63,8 @@ def load_domains(
     sources = as_list("sources", sources, str, what="a list of sources")
     if not sources:
         raise ValueError("sources must name at least one, got none")
-    _for_each(sources, lambda source: require_source(source, data_root, download))
-    data: list[ArrayData] = _for_each(
+    require_sources(sources, data_root, download)
+    data: list[ArrayData] = for_each_source(
         sources,
         lambda source: load_data(source, data_root=data_root, download=download, keep_uint8=True),
     )
@@ -103,23 +75,6 @@ def load_domains(
 def _samples(x: Tensor, y: Tensor, rows: Indices, image_size: int) -> Samples:
     images = as_rgb(resize_images(x[rows], image_size))
     return Samples(Pool(images, y[rows]), np.arange(len(rows)))
-
-
-def _for_each(sources: Sequence[str], function: Callable[[str], Any]) -> list[Any]:
-    results, failed = [], {}
-    for source in sources:
-        try:
-            results.append(function(source))
-        except ValueError as error:
-            failed[source] = error
-    if failed:
-        reasons = "".join(f"\n- {source}: {error}" for source, error in failed.items())
-        found = ",".join(source for source in sources if source not in failed)
-        hint = f"\nTo go without: domains={found!r}" if found else ""
-        raise ValueError(
-            f"sources: {len(failed)} of {len(sources)} domains cannot be had:{reasons}{hint}"
-        )
-    return results
 
 
 def _check_labels(

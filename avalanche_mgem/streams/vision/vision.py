@@ -7,8 +7,6 @@ is neither read nor moved.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import rotate
 
-from avalanche_mgem.arguments import as_list, finite
+from avalanche_mgem.arguments import finite
 from avalanche_mgem.streams.arrays import ArrayData, require_data
 from avalanche_mgem.streams.drawing import (
     Draw,
@@ -28,6 +26,7 @@ from avalanche_mgem.streams.drawing import (
     generator,
 )
 from avalanche_mgem.streams.scenario import Pool, Samples, make_scenario
+from avalanche_mgem.streams.vision.class_groups import split_groups
 from avalanche_mgem.streams.vision.images import unit_range
 
 
@@ -132,13 +131,8 @@ def split_stream(
     """
     require_data(data)
     check_sizes(n_experiences, train_per_experience, test_per_experience, seed, task_labels)
-    if n_experiences > data.n_classes:
-        raise ValueError(
-            f"n_experiences={n_experiences} is more than the {data.n_classes} classes of "
-            f"{data.name!r}: each experience needs at least one"
-        )
+    groups = split_groups(data.n_classes, data.name, n_experiences, class_order, seed)
     data = data.resized(image_size)
-    groups = np.array_split(ordered_classes(data.n_classes, class_order, seed), n_experiences)
     train, test = Pool(data.x_train, data.y_train), Pool(data.x_test, data.y_test)
     of_train, of_test = rows_of_classes(train, groups), rows_of_classes(test, groups)
     return make_scenario(
@@ -165,34 +159,6 @@ def _rotated(x: Tensor, y: Tensor, rows: Indices, angle: float) -> Samples:
     chosen = torch.from_numpy(rows)
     images = rotate(unit_range(x[chosen]), angle, interpolation=InterpolationMode.BILINEAR)
     return Samples(Pool(images, y[chosen]), np.arange(len(rows)))
-
-
-def ordered_classes(n_classes: int, class_order: Sequence[int] | str | None, seed: int) -> Indices:
-    """Return the classes in the order given, also as text "2,0,1", or in a random one for None.
-
-    Raises ValueError where it is no permutation of 0..n_classes-1.
-    """
-    if class_order is None:
-        return generator(seed, Draw.CLASSES).permutation(n_classes)
-    what = f"a list of the classes 0..{n_classes - 1}"
-    if isinstance(class_order, str):
-        order: list[Any] = _numbers(class_order)
-    else:
-        order = as_list("class_order", class_order, Integral, what=what)
-    if any(isinstance(each, bool) for each in order) or sorted(order) != list(range(n_classes)):
-        raise ValueError(
-            f"class_order must have each of the classes 0..{n_classes - 1} once, got {order}"
-        )
-    return np.asarray(order, dtype=np.int64)
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(each) for each in text.split(",")]
-    except ValueError as error:
-        raise ValueError(
-            f"class_order as text must be whole numbers with commas between, got {text!r}"
-        ) from error
 
 
 def rows_of_classes(pool: Pool, groups: Sequence[Indices]) -> list[Indices]:

@@ -21,13 +21,13 @@ from avalanche_mgem.streams import (
     split_stream,
 )
 from avalanche_mgem.streams.vision.correlated import correlated_stream
-from avalanche_mgem.streams.vision.corruptions import (
+from avalanche_mgem.streams.vision.corruption_names import (
     CORRUPTIONS,
     Corruption,
-    corrupted,
     parse_corruptions,
     take_off_corruption,
 )
+from avalanche_mgem.streams.vision.corruptions import applied, corrupted
 from avalanche_mgem.streams.vision.images import unit_range
 
 BUILDERS = [permuted_stream, rotated_stream, split_stream, correlated_stream]
@@ -133,19 +133,19 @@ def test_noise_is_of_the_seed_experience_and_sample_alone(greys, photos, monkeyp
 @settings(deadline=None, max_examples=40)
 def test_blur_is_torchvisions_and_keeps_a_constant(level, height, width):
     images = torch.rand(2, 3, height, width)
-    blurred = Corruption("blur", level).applied(images, [])
+    blurred = applied(Corruption("blur", level), images, [])
     deviation = 0.4 * level
     reach = math.ceil(3 * deviation)
     kernel = [2 * min(reach, width - 1) + 1, 2 * min(reach, height - 1) + 1]
     assert torch.allclose(blurred, gaussian_blur(images, kernel, deviation), atol=1e-6)
     flat = torch.full((1, 1, height, width), 0.3)
-    assert torch.allclose(Corruption("blur", level).applied(flat, []), flat, atol=1e-6)
+    assert torch.allclose(applied(Corruption("blur", level), flat, []), flat, atol=1e-6)
 
 
 @given(level=st.floats(0, 5))
 def test_contrast_keeps_the_mean_and_scales_the_rest(level):
     images = torch.rand(4, 3, 5, 6)
-    changed = Corruption("contrast", level).applied(images, [])
+    changed = applied(Corruption("contrast", level), images, [])
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     factor = 1 - 0.16 * level
     assert torch.allclose(changed - mean, factor * (images - mean), atol=1e-6)

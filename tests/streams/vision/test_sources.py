@@ -11,7 +11,7 @@ import torch
 import torchvision
 
 from avalanche_mgem.streams import NAMED_SOURCES, load_data, make_stream
-from avalanche_mgem.streams.vision.sources import FILE_SOURCES
+from avalanche_mgem.streams.places import FILE_SOURCES
 
 TRAIN, TEST = 20, 10
 # name -> image shape, what torchvision calls it

@@ -3,7 +3,6 @@
 import csv
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -311,15 +310,15 @@ def test_ctrl_c_says_how_to_continue(command, monkeypatch):
 
 
 def test_a_full_disk_is_told(command, monkeypatch):
-    module = import_module("avalanche_mgem.experiment.compare")
-    monkeypatch.setattr(module, "write_csv", fail(OSError("no space left")))
+    monkeypatch.setattr(
+        "avalanche_mgem.experiment.comparison.write_csv", fail(OSError("no space left"))
+    )
     result = command("compare", "--methods", "naive", "--seeds", 1, *TINY)
     assert (result.exit_code, result.stderr) == (1, "Error: no space left\n")
 
 
 def test_a_bug_of_ours_is_no_mistake_of_the_user(command, monkeypatch):
-    module = import_module("avalanche_mgem.experiment.compare")
-    monkeypatch.setattr(module, "check_runs", fail(RuntimeError("a bug")))
+    monkeypatch.setattr("avalanche_mgem.experiment.checks.check_runs", fail(RuntimeError("a bug")))
     result = command("compare", "--methods", "naive", *TINY)
     assert isinstance(result.exception, RuntimeError)
 

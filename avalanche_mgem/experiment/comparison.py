@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from avalanche_mgem.arguments import positive_int
-from avalanche_mgem.experiment.checks import check_runs
 from avalanche_mgem.experiment.configuration import NamedStream, RunSpecification, Training
+from avalanche_mgem.experiment.early import check_early
+from avalanche_mgem.experiment.fixed_stream import as_stream
 from avalanche_mgem.experiment.models import MLPFactory, ModelFactory
 from avalanche_mgem.experiment.workers import (
     Outcome,
@@ -26,7 +27,6 @@ from avalanche_mgem.experiment.workers import (
 )
 from avalanche_mgem.methods.method import Method
 from avalanche_mgem.methods.registry import DEFAULT_METHODS, select_methods
-from avalanche_mgem.report.figures.accuracy import plot_accuracy, plot_tradeoff
 from avalanche_mgem.report.markdown import results_table
 from avalanche_mgem.results.csv import write_accuracy_csv, write_csv
 from avalanche_mgem.results.result import RunResult
@@ -42,7 +42,7 @@ class RunsFailedError(RuntimeError):
 def compare(
     methods: str | Method | Iterable[str | Method] = DEFAULT_METHODS,
     *,
-    stream: Callable[[int], Any] = DEFAULT_STREAM,
+    stream: Any = DEFAULT_STREAM,
     seeds: int | Sequence[int] = 3,
     model: ModelFactory | None = None,
     training: Training | None = None,
@@ -64,6 +64,9 @@ def compare(
             over the data; on text, take TEXT_METHODS.
         stream: called with a seed, returns an Avalanche scenario with a train and a test stream of
             as many experiences; `NamedStream` makes one of ours by name, `TextStream` one of text.
+            Or such a scenario that is at hand, of Avalanche's or of `scenario_from_datasets`: it is
+            the same for all seeds, and known by its samples, see `FixedStream`. A function is known
+            by its source text and what it holds; data that it reads elsewhere is not looked at.
         seeds: how many (0, 1, ...), or which. A seed decides the stream, the model and the
             training, so all methods see the same stream.
         model: called with a sample's shape and the number of classes, returns a model; default: a
@@ -85,17 +88,22 @@ def compare(
     positive_int("jobs", jobs)
     chosen = select_methods(methods, settings or {})
     training, model = training or Training(), model or MLPFactory()
+    stream = as_stream(stream)
     specifications = [
         RunSpecification(method, stream, seed, model, training)
         for method in chosen
         for seed in _seed_list(seeds)
     ]
-    keyed = {specification.key: specification for specification in specifications}
     store = ResultStore(out)
+    keyed = {specification.key: specification for specification in specifications}
     finished = {key: result for key in keyed if (result := store.load(key)) is not None}
     todo = {key: specification for key, specification in keyed.items() if key not in finished}
     if jobs > 1:
         require_picklable(list(todo.values()))
+    check_early(list(todo.values()))
+    # What is wrong has been told by now, if it can be told without waiting for Avalanche.
+    from avalanche_mgem.experiment.checks import check_runs
+
     check_runs(list(todo.values()))
     store.create()
     with store.locked():
@@ -190,12 +198,16 @@ def _progress(console: Console) -> Progress:
 def _outcome_line(specification: RunSpecification, outcome: RunResult | BaseException) -> str:
     name = f"{specification.method.name}, seed {specification.seed}"
     if isinstance(outcome, RunResult):
+        if outcome.diverged is not None:
+            return escape(f"{name} diverged in experience {outcome.diverged} (counted from 0)")
         acc, bwt = outcome.scores["acc"], outcome.scores["bwt"]
         return escape(f"{name}: ACC {acc:.3f}" + ("" if math.isnan(bwt) else f", BWT {bwt:+.3f}"))
     return escape(f"{name} failed: {type(outcome).__name__}: {outcome}")
 
 
 def _present(results: list[RunResult], store: ResultStore, console: Console) -> None:
+    from avalanche_mgem.report.figures.accuracy import plot_accuracy, plot_tradeoff
+
     write_csv(results, store.folder / "results.csv")
     write_accuracy_csv(results, store.folder / "accuracy.csv")
     plot_accuracy(results, store.folder / "accuracy.png")

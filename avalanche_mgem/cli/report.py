@@ -1,0 +1,53 @@
+"""avalanche-mgem report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from avalanche_mgem.cli.errors import errors_told
+from avalanche_mgem.cli.groups import with_groups
+from avalanche_mgem.cli.logs import log_lines
+from avalanche_mgem.cli.options import LogOptions, names
+
+
+@with_groups
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Results folders of compare.", metavar="DIR...")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for tables and plots: new, empty or an earlier report.")
+    ] = Path("mgem-report"),
+    methods: Annotated[
+        str | None, typer.Option(help="Names, with commas between; default: all.")
+    ] = None,
+    streams: Annotated[
+        str | None, typer.Option(help="Names, with commas between; default: all.")
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option(help="Write a TensorBoard log with an HParams tab.")
+    ] = True,
+    *,
+    log: LogOptions,
+) -> None:
+    """Make tables and plots again from the finished runs of one or several comparisons."""
+    with errors_told(), log_lines(log.verbose):
+        from avalanche_mgem.experiment import load_results
+        from avalanche_mgem.report.folder import write_report
+        from avalanche_mgem.report.markdown import results_table
+        from avalanche_mgem.results.summary import by_stream
+
+        results = load_results(folders, only_methods=names(methods), only_streams=names(streams))
+        write_report(results, out, tensorboard=tensorboard)
+        console = Console()
+        for runs in by_stream(results).values():
+            console.print(results_table(runs, console.width))
+        lines = [f"Tables and plots: {out}"]
+        if tensorboard:
+            lines.append(f"Settings and scores: tensorboard --logdir {out / 'tensorboard'}")
+        for line in lines:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
