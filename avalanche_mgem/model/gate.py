@@ -181,7 +181,8 @@ class RowGate:
         layers = self._layers(model)
         if self._heads_unseen:
             # Whatever may turn out to be no head is recorded too, so that this step masks it.
-            layers = find_gated_layers(model, self.target_modules, heads=(), fused=self.fused)
+            every = find_gated_layers(model, self.target_modules, heads=(), fused=self.fused)
+            layers = self._as_seen(model, every)
             self._heads.open(gateable_layers(model))
         if self.score == "output":
             masks = self._token_masks(batch) if self.ignore_padding else None
@@ -252,6 +253,9 @@ class RowGate:
         if self._lost != lost:
             self._lost = lost
             warnings.warn(f"{said}; they train freely", stacklevel=3)
+
+    def _as_seen(self, model: nn.Module, layers: list[GatedLayer]) -> list[GatedLayer]:
+        return [as_product(model, each) if self._tried(each) else each for each in layers]
 
     def _tried(self, layer: GatedLayer) -> bool:
         return layer.name in self._by_product
@@ -342,7 +346,7 @@ class RowGate:
     def _layers(self, model: nn.Module) -> list[GatedLayer]:
         if self._resolved is None:
             found = resolve_gated_layers(model, self.names, fused=self.fused)
-            self._resolved = [as_product(model, e) if self._tried(e) else e for e in found]
+            self._resolved = self._as_seen(model, found)
         return self._resolved
 
     def _scores(self, model: nn.Module) -> dict[str, Tensor]:
