@@ -22,12 +22,14 @@ class Still:
 
     Args:
         parameters: that do not move at all.
-        rows: (name, dim, held): the positions along the dimension `dim` of a parameter at which
-            held, bool [n], is True do not move.
+        rows: (name, dims, held): the slices of a parameter at those positions along its dimensions
+            `dims`, ascending, at which held, bool of their sizes, is True do not move. They are
+            rows along (0,) of a linear layer's weight, and along (0, 1) of experts' weights
+            [experts, rows, in].
     """
 
     parameters: list[str] = field(default_factory=list)
-    rows: list[tuple[str, int, Tensor]] = field(default_factory=list)
+    rows: list[tuple[str, tuple[int, ...], Tensor]] = field(default_factory=list)
 
 
 @runtime_checkable

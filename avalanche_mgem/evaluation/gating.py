@@ -19,7 +19,7 @@ from avalanche_mgem.evaluation.heat_map import heat_map
 from avalanche_mgem.evaluation.matrix import Matrix
 from avalanche_mgem.restriction.rows import kept_rows_of_layers
 
-Rows = Mapping[str, Tensor]  # a vector [n] for each layer, by its name
+Rows = Mapping[str, Tensor]  # [n] for each layer, or [experts, n], by its name
 
 
 @runtime_checkable
@@ -189,7 +189,7 @@ class _Share:
         if rows == 0:
             return
         for device in {kept.device for kept in masks}:
-            kept = torch.cat([kept for kept in masks if kept.device == device])
+            kept = torch.cat([kept.flatten() for kept in masks if kept.device == device])
             self._count((device, rows), kept.logical_not().sum())
 
     def merge(self, other: _Share) -> None:

@@ -13,6 +13,7 @@ from avalanche_mgem.lazy import public_names
 if TYPE_CHECKING:
     from avalanche_mgem.experiment.comparison import RunsFailedError, compare
     from avalanche_mgem.experiment.configuration import NamedStream, Training
+    from avalanche_mgem.experiment.fixed_stream import FixedStream
     from avalanche_mgem.experiment.loading import load_results
     from avalanche_mgem.experiment.models import (
         CNNFactory,
@@ -35,6 +36,7 @@ __all__ = [
     "METHODS",
     "TEXT_METHODS",
     "CNNFactory",
+    "FixedStream",
     "MLPFactory",
     "Memory",
     "Method",
@@ -60,6 +62,7 @@ __getattr__, __dir__ = public_names(
     {
         "avalanche_mgem.experiment.comparison": ("RunsFailedError", "compare"),
         "avalanche_mgem.experiment.configuration": ("NamedStream", "Training"),
+        "avalanche_mgem.experiment.fixed_stream": ("FixedStream",),
         "avalanche_mgem.experiment.loading": ("load_results",),
         "avalanche_mgem.experiment.models": (
             "CNNFactory",

@@ -48,8 +48,8 @@ def check_runs(specifications: Sequence[RunSpecification]) -> None:
     check_device(first.training.device)
     check_forms(first.stream, first.model)
     with preserved_random_state(), quiet_avalanche(), missing_packages_told():
-        scenario = first.stream(first.seed)
-        check_scenario(scenario)
+        scenario = first.scenario()
+        check_tasks(scenario)
         model = loaded_once(first, scenario).model
         for specification in {s.method.name: s for s in specifications}.values():
             _check_method(replace(specification, model=model), scenario)
@@ -71,20 +71,8 @@ def check_device(name: str) -> None:
         raise ValueError(f"device={name!r} cannot be used here: {reason}") from error
 
 
-def check_scenario(scenario: Any) -> None:
-    """Raise ValueError unless there are as many test as training experiences, and at least one."""
-    try:
-        lengths = len(scenario.train_stream), len(scenario.test_stream)
-    except (AttributeError, TypeError) as error:
-        raise ValueError(
-            "stream must return an Avalanche scenario with a train_stream and a test_stream, got "
-            f"{type(scenario).__name__}"
-        ) from error
-    if lengths[0] != lengths[1] or lengths[0] == 0:
-        raise ValueError(
-            "stream must have as many test as training experiences and at least one, got "
-            f"{lengths[0]} training and {lengths[1]} test experiences"
-        )
+def check_tasks(scenario: Any) -> None:
+    """Raise ValueError for training experiences that hold samples of several tasks."""
     if any(whole_experience(experience) is None for experience in scenario.train_stream):
         raise ValueError(
             "stream must have training experiences that are a task each, got a blurry one, whose "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.experiment.configuration import NamedStream, RunSpecification, Training
 from avalanche_mgem.experiment.early import check_early
+from avalanche_mgem.experiment.fixed_stream import as_stream
 from avalanche_mgem.experiment.models import MLPFactory, ModelFactory
 from avalanche_mgem.experiment.workers import (
     Outcome,
@@ -44,7 +45,7 @@ class RunsFailedError(RuntimeError):
 def compare(
     methods: str | Method | Iterable[str | Method] = DEFAULT_METHODS,
     *,
-    stream: Callable[[int], Any] = DEFAULT_STREAM,
+    stream: Any = DEFAULT_STREAM,
     seeds: int | Sequence[int] = 3,
     model: ModelFactory | None = None,
     training: Training | None = None,
@@ -66,6 +67,9 @@ def compare(
             over the data; on text, take TEXT_METHODS.
         stream: called with a seed, returns an Avalanche scenario with a train and a test stream of
             as many experiences; `NamedStream` makes one of ours by name, `TextStream` one of text.
+            Or such a scenario that is at hand, of Avalanche's or of `scenario_from_datasets`: it is
+            the same for all seeds, and known by its samples, see `FixedStream`. A function is known
+            by its source text and what it holds; data that it reads elsewhere is not looked at.
         seeds: how many (0, 1, ...), or which. A seed decides the stream, the model and the
             training, so all methods see the same stream.
         model: called with a sample's shape and the number of classes, returns a model; default: a
@@ -87,6 +91,7 @@ def compare(
     positive_int("jobs", jobs)
     chosen = select_methods(methods, settings or {})
     training, model = training or Training(), model or MLPFactory()
+    stream = as_stream(stream)
     specifications = [
         RunSpecification(method, stream, seed, model, training)
         for method in chosen

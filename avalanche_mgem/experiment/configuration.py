@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_mgem.arguments import as_text, device_name, finite, one_of, positive_int
+from avalanche_mgem.experiment.fixed_stream import FixedStream
 from avalanche_mgem.experiment.models import MLPFactory, ModelFactory
 from avalanche_mgem.experiment.text.models import TextModelFactory
 from avalanche_mgem.experiment.text.stream import TextStream
@@ -159,6 +160,16 @@ class RunSpecification:
     model: ModelFactory = field(default_factory=MLPFactory)
     training: Training = field(default_factory=Training)
 
+    def scenario(self) -> Any:
+        """Return the scenario of the run's seed, with all that training needs.
+
+        Raises:
+            ValueError: the stream makes something else, see `complete_scenario`.
+        """
+        from avalanche_mgem.streams.benchmarks import complete_scenario
+
+        return complete_scenario(self.stream(self.seed))
+
     @property
     def stream_name(self) -> str:
         """Name of the stream, for people."""
@@ -198,7 +209,13 @@ class RunSpecification:
         return versions(*sorted(further))
 
 
-_DESCRIBED = (NamedStream, TextStream, TextModelFactory, Combination)  # tell themselves
+_DESCRIBED = (
+    NamedStream,
+    TextStream,
+    FixedStream,
+    TextModelFactory,
+    Combination,
+)  # tell themselves
 
 
 def versions(*further: str) -> dict[str, str]:

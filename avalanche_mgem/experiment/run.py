@@ -168,7 +168,7 @@ def _open_loggers(tensorboard: Path | None, metrics_csv: Path | None) -> Iterato
 
 def _run(specification: RunSpecification, loggers: list[Any], progress: Progress) -> RunResult:
     RNGManager.set_random_seeds(specification.seed)
-    scenario = specification.stream(specification.seed)
+    scenario = specification.scenario()
     whole = specification.method.whole_stream
     accuracy = WholeStreamAccuracy() if whole else AccuracyMatrix()
     restriction = RestrictionMetric(modules=True, histograms=True)

@@ -19,12 +19,11 @@ from torch.optim import Optimizer
 
 from avalanche_mgem.arguments import bounded_int, finite, flag
 from avalanche_mgem.huggingface.loading import require
+from avalanche_mgem.model.heads import Heads, check_heads
 from avalanche_mgem.model.layers import find_heads
 from avalanche_mgem.model.randomness import RandomStream
 from avalanche_mgem.model.targets import (
-    Heads,
     TargetModules,
-    check_heads,
     check_target_modules,
     inside,
     is_lora,

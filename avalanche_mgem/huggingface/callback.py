@@ -16,7 +16,8 @@ from transformers.trainer_callback import ExportableState
 from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.model.distributed import require_in_step, require_whole_parameters
 from avalanche_mgem.model.gate import Freeze, RowGate, Score, ShowsGate, Ungated
-from avalanche_mgem.model.targets import Heads, TargetModules
+from avalanche_mgem.model.heads import Heads
+from avalanche_mgem.model.targets import TargetModules
 from avalanche_mgem.restriction.rows import Normalize
 
 
@@ -194,12 +195,12 @@ class _Open:
 
 @dataclass
 class _Close:
-    """Closes the window when the pass ends; a copy does nothing."""
+    """Closes the window when a pass ends, which shows the heads; a copy does nothing."""
 
     gate: RowGate
 
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: object) -> None:
-        self.gate.close()
+        self.gate.close(module, output)
 
     def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
         return _no_hook, ()

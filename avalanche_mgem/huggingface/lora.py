@@ -30,7 +30,8 @@ from avalanche_mgem.huggingface.adapters import (
 )
 from avalanche_mgem.huggingface.loading import require
 from avalanche_mgem.huggingface.orthogonality import Penalty, orthogonality_penalty
-from avalanche_mgem.model.targets import Heads, TargetModules
+from avalanche_mgem.model.heads import Heads
+from avalanche_mgem.model.targets import TargetModules
 
 
 class LoRAPlugin(SupervisedPlugin):

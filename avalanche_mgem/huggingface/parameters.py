@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 
 from avalanche_mgem.arguments import as_list, finite, instance
 from avalanche_mgem.bridge.strategy import Strategy
-from avalanche_mgem.model.targets import check_heads, head_names, inside
+from avalanche_mgem.model.heads import check_heads, head_names
+from avalanche_mgem.model.targets import inside
 
 Group = dict[str, Any]
 Rule = Callable[[nn.Module], list[Group]]

@@ -5,7 +5,7 @@ Output heads are no part of them, they always train.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import cast
@@ -14,9 +14,10 @@ from torch import nn
 
 from avalanche_mgem.arguments import instance, suggestion
 from avalanche_mgem.model.freezing import moving_buffers
+from avalanche_mgem.model.heads import Heads
 from avalanche_mgem.model.layers import find_heads
 from avalanche_mgem.model.structure import parameters_by_module
-from avalanche_mgem.model.targets import Heads, inside
+from avalanche_mgem.model.targets import inside
 
 Modules = (
     Sequence[str]
@@ -65,7 +66,13 @@ def check_modules(modules: object) -> None:
         )
 
 
-def find_blocks(model: nn.Module, modules: Modules = None, *, heads: Heads = None) -> Blocks:
+def find_blocks(
+    model: nn.Module,
+    modules: Modules = None,
+    *,
+    heads: Heads = None,
+    seen_heads: Iterable[str] | None = None,
+) -> Blocks:
     """Return the shared modules of `model`, from the output side.
 
     Every trainable parameter belongs to exactly one module or to a head; one that a head shares
@@ -86,6 +93,7 @@ def find_blocks(model: nn.Module, modules: Modules = None, *, heads: Heads = Non
             in the same order. Shared parameters that they leave out are one module more, "rest",
             farthest from the output.
         heads: the output heads, see `avalanche_mgem.model.layers.find_gated_layers`.
+        seen_heads: what a forward pass has shown of them, see there.
 
     Raises:
         ValueError: a pattern that matches nothing or heads only, a parameter in two modules, a
@@ -93,7 +101,7 @@ def find_blocks(model: nn.Module, modules: Modules = None, *, heads: Heads = Non
     """
     instance("model", model, nn.Module, what="a torch module")
     check_modules(modules)
-    tops = find_heads(model, heads)
+    tops = find_heads(model, heads, seen_heads)
     of_heads = {id(p) for top in tops for p in model.get_submodule(top).parameters()}
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     shared = [name for name, p in trainable.items() if id(p) not in of_heads]

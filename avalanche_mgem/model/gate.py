@@ -6,6 +6,8 @@ The core under the plugin for Avalanche and the callback for the Hugging Face Tr
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast
 
@@ -14,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_mgem.arguments import as_list, flag, one_of, positive_int
-from avalanche_mgem.model.holding import mask_gradients
+from avalanche_mgem.model.account import MOST_LEFT_OUT, Account, account
+from avalanche_mgem.model.heads import Heads, HeadWatch
+from avalanche_mgem.model.holding import kept_rows_of, mask_gradients
 from avalanche_mgem.model.layers import (
-    GatedLayer,
     find_gated_layers,
     find_heads,
+    gateable_layers,
     resolve_gated_layers,
 )
 from avalanche_mgem.model.lazy import is_lazy
@@ -28,16 +32,20 @@ from avalanche_mgem.model.magnitudes import (
     random_scores,
     share_scores,
     weight_scores,
+    without_unseen,
 )
 from avalanche_mgem.model.optimizers import moves_by_gradient_alone
 from avalanche_mgem.model.padding import TokenMask, is_encoder_decoder, token_masks
 from avalanche_mgem.model.step_hold import StepHold, hold_rows
-from avalanche_mgem.model.targets import Heads, TargetModules, check_target_modules, inside
+from avalanche_mgem.model.targets import TargetModules, check_target_modules, inside
+from avalanche_mgem.model.units import GatedLayer
 from avalanche_mgem.restriction.rows import Normalize, kept_rows_of_layers, n_masked
 
 Score = Literal["output", "gradient", "weight", "random"]
 Freeze = Literal["gradient", "update"]
 Ungated = Literal["train", "freeze"]
+
+_LOG = logging.getLogger(__name__)
 
 
 class RowGate:
@@ -98,7 +106,11 @@ class RowGate:
         self.last_scores: dict[str, Tensor] | None = None
         self.last_mask: dict[str, Tensor] | None = None
         self._recorder = MagnitudeRecorder(normalize)
+        self.last_account: Account | None = None
         self._head_names: list[str] = []
+        self._heads = HeadWatch()
+        self._heads_unseen = False  # whether the next forward pass is to show them
+        self._warned = False
         self._encoder_decoder = False
         self._kept: dict[str, Tensor] | None = None
         self._over = False  # whether the step is, so that its scores are to be forgotten
@@ -124,13 +136,24 @@ class RowGate:
         self._hooks_are_enough = False
         if self.score == "output":
             _refuse_compiled(model)
-        layers = find_gated_layers(model, self.target_modules, heads=self.heads)
-        self.names = [layer.name for layer in layers]
-        self._head_names = find_heads(model, self.heads)
+        self._choose(model, warn=self.heads is not None)
+        self._heads_unseen = self.heads is None
         self._encoder_decoder = is_encoder_decoder(model)
         self.last_scores = self.last_mask = self._kept = None
         self._recorder.reset()
         self._resolved, self._hidden = None, []
+
+    def _choose(self, model: nn.Module, *, warn: bool) -> None:
+        """Take the gated layers by what is known of the heads, and account for the rest."""
+        seen = self._heads.found
+        layers = find_gated_layers(model, self.target_modules, heads=self.heads, seen_heads=seen)
+        self.names = [layer.name for layer in layers]
+        self._head_names = find_heads(model, self.heads, seen)
+        source = "given" if self.heads is not None else "names" if seen is None else "graph"
+        self.last_account = account(model, layers, self._head_names, source)
+        _LOG.info("gate: %s", self.last_account)
+        if warn and self.target_modules is None and not self._warned:
+            self._warned = _warn_of_left_out(self.last_account)
 
     def begin(self) -> None:
         """Choose anew, with the scores so far or, after a step's end, without them."""
@@ -146,13 +169,24 @@ class RowGate:
         ignored; ValueError where it has none.
         """
         self.begin()
+        layers = self._layers(model)
+        if self._heads_unseen:
+            # Whatever may turn out to be no head is recorded too, so that this step masks it.
+            layers = find_gated_layers(model, self.target_modules, heads=())
+            self._heads.open(gateable_layers(model))
         if self.score == "output":
             masks = self._token_masks(batch) if self.ignore_padding else None
-            self._recorder.open(self._layers(model), token_mask=masks, guard=model)
+            self._recorder.open(layers, token_mask=masks, guard=model)
 
-    def close(self) -> None:
-        """End what `open` began."""
+    def close(self, model: nn.Module | None = None, output: object = None) -> None:
+        """End what `open` began; with the model and its output, learn which layers are heads."""
         self._recorder.close()
+        watched = self._heads.is_open
+        self._heads.close(output)
+        if model is not None and watched and self._heads_unseen:
+            self._heads_unseen = False
+            self._choose(model, warn=True)
+            self._resolved = None
 
     def kept(self, model: nn.Module) -> dict[str, Tensor]:
         """Return which rows may move in this step, bool [n] by layer.
@@ -243,16 +277,14 @@ class RowGate:
         """End the step: the next forward pass begins another, without the scores of this one."""
         self._over, self._resolved, self._hidden = True, None, []
 
-    def held_rows(self, model: nn.Module) -> Iterator[tuple[str, int, Tensor]]:
-        """Yield what may not move in this step: a parameter's name, its rows' dimension, bool [n].
+    def held_rows(self, model: nn.Module) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
+        """Yield what may not move in this step: a parameter's name, its rows' dimensions, bool.
 
-        The rows that are held are True.
+        The mask has these dimensions' sizes, and the rows that are held are True.
         """
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        for layer in self._layers(model):
-            if layer.name in (kept := self.kept(model)):
-                for rows in layer.rows:
-                    yield names[id(rows.parameter)], rows.dim, ~kept[layer.name]
+        for rows in kept_rows_of(self._layers(model), self.kept(model)):
+            yield names[id(rows.parameter)], rows.slices.dims, ~rows.kept
 
     def held_parameters(self, model: nn.Module) -> list[str]:
         """Return the names of the parameters that may not move as a whole (ungated="freeze")."""
@@ -284,18 +316,22 @@ class RowGate:
             if not any(is_lazy(rows.parameter) for rows in layer.rows)
         ]
         if self.score == "output":
-            return self._recorder.scores_of_all(layers)
+            scores = self._recorder.scores_of_all(layers)
+            return {layer.name: scores[layer.name] for layer in layers if layer.name in scores}
         if self.score == "weight":
-            return share_scores(weight_scores(layers))
-        if self.score == "gradient":
+            scores = weight_scores(layers)
+        elif self.score == "gradient":
             # Under a GradScaler gradients may overflow; then the step is left out, masked or not.
             scores = {name: s.nan_to_num() for name, s in gradient_scores(layers).items()}
-            return share_scores(scores)
+        else:
+            scores = random_scores(layers, self._generator())
+        return share_scores(without_unseen(scores, layers))
+
+    def _generator(self) -> torch.Generator:
         # A generator of torch's cannot be pickled: each step has one of its own instead.
         sequence = np.random.SeedSequence([self.seed, self.draws])
         self.draws += 1
-        generator = torch.Generator().manual_seed(int(sequence.generate_state(1)[0]))
-        return share_scores(random_scores(layers, generator))
+        return torch.Generator().manual_seed(int(sequence.generate_state(1)[0]))
 
     def _ungated(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield what is neither a row of a gated layer nor in an output head."""
@@ -315,6 +351,11 @@ class ShowsGate:
     _gate: RowGate
 
     @property
+    def last_account(self) -> Account | None:
+        """What of the model is gated, what is not, and what its heads are; None before training."""
+        return self._gate.last_account
+
+    @property
     def mask_fraction(self) -> float:
         """The fraction of the rows that is held still."""
         return self._gate.mask_fraction
@@ -328,6 +369,19 @@ class ShowsGate:
     def last_scores(self) -> dict[str, Tensor] | None:
         """The scores of the last step."""
         return self._gate.last_scores
+
+
+def _warn_of_left_out(found: Account) -> bool:
+    """Warn where much of a model trains freely; return whether it does."""
+    much = found.share_left_out > MOST_LEFT_OUT
+    if much:
+        warnings.warn(
+            f"{found.share_left_out:.0%} of the model's trainable parameters are in layers that "
+            "MIGU does not gate and that are no heads, embeddings or norms; they train freely: "
+            f"{found.describe_left_out()}",
+            stacklevel=2,
+        )
+    return much
 
 
 def _refuse_compiled(model: nn.Module) -> None:

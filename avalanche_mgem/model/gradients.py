@@ -65,17 +65,23 @@ class GradientMatrix:
                 self.rows[:, columns] *= change
             self._factors[index] = factors[index]
 
-    def hold_still(self, columns: slice, shape: torch.Size, dim: int, held: Tensor) -> None:
+    def hold_still(
+        self, columns: slice, shape: torch.Size, dims: tuple[int, ...], held: Tensor
+    ) -> None:
         """Make some rows of a parameter zero, in the current gradient and in the memory's.
 
         Args:
             columns: where the parameter lies in the long vector.
             shape: of the parameter.
-            dim: its dimension along which its n rows lie.
-            held: which of them, bool [n].
+            dims: its dimensions along which its rows lie: (0,) of a linear layer's weight.
+            held: which of them, bool of these dimensions' sizes.
         """
         parts = self._buffer[:, columns].view(-1, *shape)
-        parts.index_fill_(dim + 1, held.nonzero().flatten(), 0.0)
+        if len(dims) == 1:
+            parts.index_fill_(dims[0] + 1, held.nonzero().flatten(), 0.0)
+            return
+        fitting = [size if dim in dims else 1 for dim, size in enumerate(shape)]
+        parts.masked_fill_(held.view(fitting), 0.0)
 
     def rows_are_new(self) -> None:
         """Say that the memory rows have been written."""

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
-from avalanche_mgem.model.layers import GatedLayer, Rows
+from avalanche_mgem.model.stand_in import KeptRows
+from avalanche_mgem.model.units import GatedLayer, Slices
 from avalanche_mgem.restriction.rows import masked_positions
 
 
@@ -28,19 +29,33 @@ def mask_gradients(layers: Iterable[GatedLayer], kept: Mapping[str, Tensor]) -> 
         layers: whose rows' gradients are masked; biases are left alone.
         kept: of each layer by its name, bool [n]; a layer that has none is left alone.
     """
-    for rows, mask in rows_and(layers, kept):
+    for rows in intersected(kept_rows_of(layers, kept)):
         if (gradient := rows.parameter.grad) is not None:
-            shape = [-1 if dim == rows.dim else 1 for dim in range(gradient.ndim)]
-            gradient.detach().mul_(mask.to(gradient.dtype).view(shape))
+            mask = rows.slices.mask(rows.kept, gradient.ndim)
+            gradient.detach().mul_(mask.to(gradient.dtype))
 
 
-def rows_and(
-    layers: Iterable[GatedLayer], values: Mapping[str, Tensor]
-) -> Iterator[tuple[Rows, Tensor]]:
-    """Each layer's rows with the layer's value; layers that have none are left out."""
+def kept_rows_of(layers: Iterable[GatedLayer], kept: Mapping[str, Tensor]) -> Iterator[KeptRows]:
+    """Yield what is kept of the parameters' rows; layers without a mask are left out.
+
+    Args:
+        layers: that have the parameters.
+        kept: of each layer's units by its name, bool of the layer's shape.
+    """
     for layer in layers:
-        if layer.name in values:
-            yield from ((rows, values[layer.name]) for rows in layer.rows)
+        if layer.name in kept:
+            for rows in layer.rows:
+                mask = rows.spread(kept[layer.name])
+                yield KeptRows(rows.name, rows.parameter, Slices(rows.own_dims), mask)
+
+
+def intersected(masks: Iterable[KeptRows]) -> list[KeptRows]:
+    """Each parameter once, with the rows that are kept wherever it is used."""
+    found: dict[tuple[int, Slices], KeptRows] = {}
+    for rows in masks:
+        key = id(rows.parameter), rows.slices
+        found[key] = rows._replace(kept=rows.kept & found[key].kept) if key in found else rows
+    return list(found.values())
 
 
 class RowKeeper:
@@ -59,7 +74,7 @@ class RowKeeper:
     """
 
     def __init__(self) -> None:
-        self._held: list[KeptRows] = []
+        self._held: list[HeldRows] = []
 
     def __getstate__(self) -> dict[str, object]:
         return {"_held": []}
@@ -71,7 +86,7 @@ class RowKeeper:
         optimizer: optim.Optimizer,
     ) -> None:
         """Copy the rows that are not kept; `kept` as in `mask_gradients`."""
-        self._held = keep_rows(list(rows_and(layers, kept)), [optimizer])
+        self._held = hold_copies(intersected(kept_rows_of(layers, kept)), [optimizer])
 
     def restore(self) -> None:
         """Put the rows back; without a `save` before, nothing."""
@@ -80,55 +95,50 @@ class RowKeeper:
             rows.restore()
 
 
-def keep_rows(masks: Sequence[tuple[Rows, Tensor]], optimizers: Sequence[Any]) -> list[KeptRows]:
-    """Copy the rows whose mask, bool [n], is False, and what these optimisers' states have of them.
+def hold_copies(masks: Iterable[KeptRows], optimizers: Sequence[Any]) -> list[HeldRows]:
+    """Copy the rows that are not kept, and what these optimisers' states have of them.
 
     Parameters without such rows are left out.
     """
-    positions = masked_positions({i: mask for i, (_, mask) in enumerate(masks)})
+    rows = list(masks)
+    positions = masked_positions({i: row.kept.flatten() for i, row in enumerate(rows)})
     return [
-        KeptRows(masks[i][0], index, optimizers)
-        for i, index in positions.items()
-        if index.numel() > 0
+        HeldRows(rows[i], index, optimizers) for i, index in positions.items() if index.numel() > 0
     ]
 
 
-class KeptRows:
+class HeldRows:
     """Copies of some rows of one parameter and of its optimisers' state."""
 
-    def __init__(self, rows: Rows, index: Tensor, optimizers: Sequence[Any]) -> None:
+    def __init__(self, rows: KeptRows, index: Tensor, optimizers: Sequence[Any]) -> None:
         self._rows, self._index, self._optimizers = rows, index, optimizers
         self._copies = {
-            key: tensor.index_select(dim, index) for key, tensor, dim in self._tensors()
+            key: slices.select(tensor, index) for key, tensor, slices in self._tensors()
         }
 
-    def _tensors(self) -> Iterator[tuple[tuple[int, str], Tensor, int]]:
+    def _tensors(self) -> Iterator[tuple[tuple[int, str], Tensor, Slices]]:
         """What has such rows and where: the parameter, and its state by optimiser and key."""
-        yield (-1, ""), self._rows.parameter.detach(), self._rows.dim
+        parameter = self._rows.parameter
+        yield (-1, ""), parameter.detach(), self._rows.slices
         for number, optimizer in enumerate(self._optimizers):
-            state = _state_of(self._parameter, optimizer)
-            for key, tensor, dim in _state_rows(self._rows, state):
-                yield (number, key), tensor, dim
-
-    @property
-    def _parameter(self) -> nn.Parameter:
-        return self._rows.parameter
+            for key, tensor, slices in _state_rows(self._rows, _state_of(parameter, optimizer)):
+                yield (number, key), tensor, slices
 
     def have_moved(self) -> bool:
         """Whether the parameter has changed in these rows."""
-        now = self._parameter.detach().index_select(self._rows.dim, self._index)
+        now = self._rows.slices.select(self._rows.parameter.detach(), self._index)
         return not torch.equal(now, self._copies[-1, ""])
 
     def restore(self) -> None:
         """Put them back; state that is new is zero there, but for Rprop's step sizes."""
-        for key, tensor, dim in self._tensors():
+        for key, tensor, slices in self._tensors():
             if key in self._copies:
-                tensor.index_copy_(dim, self._index, self._copies[key])
+                slices.copy(tensor, self._index, self._copies[key])
             elif key[1] != "step_size":
-                tensor.index_fill_(dim, self._index, 0.0)
+                slices.fill(tensor, self._index, 0.0)
 
 
-class KeptWhole:
+class HeldWhole:
     """Copies of one parameter and of what its optimisers' state has of its shape."""
 
     def __init__(self, parameter: nn.Parameter, optimizers: Sequence[Any]) -> None:
@@ -160,24 +170,26 @@ def _state_of(parameter: nn.Parameter, optimizer: Any) -> Mapping[str, object]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _state_rows(rows: Rows, state: Mapping[str, object]) -> Iterator[tuple[str, Tensor, int]]:
+def _state_rows(
+    rows: KeptRows, state: Mapping[str, object]
+) -> Iterator[tuple[str, Tensor, Slices]]:
     """The optimiser's state, by its key, that has rows as the parameter has, and where they lie.
 
     A row may be one number: Adafactor's are, [n, 1] (torch) or [n] (transformers). Adafactor's
     columns are all rows' and no part. A vector of all of the parameter's numbers (Prodigy) has
     rows too.
     """
-    shape = rows.parameter.shape
+    shape, dims = rows.parameter.shape, rows.slices.dims
     for key, value in state.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
             continue
         is_whole = value.ndim == 1 < len(shape) and value.numel() == rows.parameter.numel()
         if is_whole and value.is_contiguous() and not key.endswith(("_row", "_col")):
-            yield key, value.view(shape), rows.dim
+            yield key, value.view(shape), rows.slices
             continue
-        if value.ndim == len(shape) and value.shape[rows.dim] == shape[rows.dim]:
-            yield key, value, rows.dim
+        if value.ndim == len(shape) and all(value.shape[dim] == shape[dim] for dim in dims):
+            yield key, value, rows.slices
         # A vector may fit both ways, so its name says which dimension it is the mean over.
         without = len(shape) - (1 if key.endswith("_row") else 2 if key.endswith("_col") else 0)
-        if without != rows.dim and value.shape == (*shape[:without], *shape[without + 1 :]):
-            yield key, value, rows.dim - (without < rows.dim)
+        if without not in dims and value.shape == (*shape[:without], *shape[without + 1 :]):
+            yield key, value, Slices(tuple(dim - (without < dim) for dim in dims))

@@ -7,7 +7,7 @@ holds the others still.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,15 @@ from torch.utils.hooks import RemovableHandle
 
 from avalanche_mgem.arguments import one_of
 from avalanche_mgem.model.distributed import add_up, n_processes, share_first
-from avalanche_mgem.model.layers import GatedLayer
+from avalanche_mgem.model.hooks import no_hook
 from avalanche_mgem.model.padding import TokenMask
+from avalanche_mgem.model.products import ProductWatch
+from avalanche_mgem.model.sources import Call, Product
+from avalanche_mgem.model.units import GatedLayer
 from avalanche_mgem.restriction.rows import (
     NORMALIZE,
+    UNSEEN,
     Normalize,
-    row_magnitudes,
     token_magnitudes,
 )
 
@@ -50,10 +53,11 @@ class MagnitudeRecorder:
         self.normalize = normalize
         self._hooks: list[RemovableHandle] = []
         self._guard: list[RemovableHandle] = []
+        self._watches: list[ProductWatch] = []
         self.reset()
 
     def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_hooks": [], "_guard": []}
+        return {**vars(self), "_hooks": [], "_guard": [], "_watches": []}
 
     def open(
         self,
@@ -73,10 +77,17 @@ class MagnitudeRecorder:
                 would skip: then the error closes the window.
         """
         self.close()
+        watched: dict[nn.Module, list[GatedLayer]] = {}
         for layer in layers:
-            mask = token_mask(layer.name) if callable(token_mask) else token_mask
-            hook = _Hook(self, layer.name, layer.channel_dim, mask)
-            self._hooks.append(layer.module.register_forward_hook(hook))
+            if isinstance(layer.source, Product):
+                watched.setdefault(layer.module, []).append(layer)
+                continue
+            hook = _Hook(self, layer, _mask_of(token_mask, layer))
+            self._hooks.append(layer.module.register_forward_hook(hook, with_kwargs=True))
+        for module, own in watched.items():
+            watch = ProductWatch(own, _mask_of(token_mask, own[0]), self)
+            self._hooks += watch.hooks(module)
+            self._watches.append(watch)
         if guard is not None:
             on_error = _CloseOnError(self)
             self._guard.append(guard.register_forward_hook(on_error, always_call=True))
@@ -92,6 +103,8 @@ class MagnitudeRecorder:
         """Take the hooks of layers off, and leave the guard's."""
         while self._hooks:
             self._hooks.pop().remove()
+        while self._watches:
+            self._watches.pop().abandon()
 
     def __enter__(self) -> MagnitudeRecorder:
         return self
@@ -107,6 +120,8 @@ class MagnitudeRecorder:
     def add(self, name: str, total: Tensor, count: int | Tensor) -> None:
         """Add a sum of magnitudes, float32 [n], over so many tokens to those of a layer.
 
+        Of experts, float32 [experts, n] and the tokens of each, int64 [experts].
+
         A layer that has grown since, or is on another device, begins anew.
         """
         old = self.sums.get(name)
@@ -117,9 +132,10 @@ class MagnitudeRecorder:
     def scores(self) -> dict[str, Tensor]:
         """Return the mean magnitude of each unit, float32 [n], of the layers that were called.
 
-        Where no token counted, it is zero. Of this process alone.
+        Where no token counted, it is zero. Experts have theirs over their own tokens, [experts, n],
+        `UNSEEN` where an expert had none. Of this process alone.
         """
-        return {name: total / _at_least_one(self.counts[name]) for name, total in self.sums.items()}
+        return {name: _mean_over(total, self.counts[name]) for name, total in self.sums.items()}
 
     def scores_of_all(self, layers: Iterable[GatedLayer]) -> dict[str, Tensor]:
         """Return the same over the outputs in all processes; of all of them.
@@ -133,30 +149,45 @@ class MagnitudeRecorder:
         if n_processes() == 1:
             return self.scores()
         layers = list(layers)
-        parts = [self._sum_count_and_calls(layer) for layer in layers]
+        parts = [self._sums_counts_and_calls(layer) for layer in layers]
         together = torch.cat([part.to(parts[0].device) for part in parts])
         add_up(together)
         scores = {}
         own = torch.split(together, [len(part) for part in parts])
         for layer, part in zip(layers, own, strict=True):
             if part[-1] > 0:
-                mean = part[:-2] / part[-2].clamp(min=1)
-                scores[layer.name] = mean.float().to(layer.rows[0].parameter.device)
+                n = layer.n_rows
+                total, count = part[:n].view(layer.shape), part[n:-1]
+                score = _mean_over(total, count if layer.experts else count[0])
+                scores[layer.name] = score.float().to(layer.rows[0].parameter.device)
         return scores
 
-    def _sum_count_and_calls(self, layer: GatedLayer) -> Tensor:
-        """A layer's sums, its number of tokens and whether it was called, float64 [n + 2]."""
-        device = layer.rows[0].parameter.device
-        values = torch.zeros(layer.n_rows + 2, dtype=torch.float64, device=device)
+    def _sums_counts_and_calls(self, layer: GatedLayer) -> Tensor:
+        """A layer's sums, its numbers of tokens and whether it was called, float64 [n + 1 + 1].
+
+        Of experts, [experts * n + experts + 1].
+        """
+        device, n = layer.rows[0].parameter.device, layer.n_rows
+        values = torch.zeros(n + (layer.experts or 1) + 1, dtype=torch.float64, device=device)
         if layer.name in self.sums:
-            values[:-2] = self.sums[layer.name]
-            values[-2] = self.counts[layer.name]
+            values[:n] = self.sums[layer.name].flatten()
+            values[n:-1] = self.counts[layer.name]
             values[-1] = 1.0
         return values
 
 
-def _at_least_one(count: int | Tensor) -> int | Tensor:
-    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+def _mask_of(token_mask: TokenMask, layer: GatedLayer) -> Tensor | None:
+    return token_mask(layer.name) if callable(token_mask) else token_mask
+
+
+def _mean_over(total: Tensor, count: int | Tensor) -> Tensor:
+    """The mean of sums, [n] over one number of tokens, or [experts, n] over those of each."""
+    if not isinstance(count, Tensor):
+        return total / max(count, 1)
+    if total.ndim == 1:
+        return total / count.clamp(min=1)
+    mean = total / count.clamp(min=1)[:, None]
+    return mean.masked_fill((count == 0)[:, None], UNSEEN)
 
 
 @dataclass
@@ -164,12 +195,21 @@ class _Hook:
     """Records one layer; a copy of it, as in a copy of the model, does nothing."""
 
     recorder: MagnitudeRecorder
-    name: str
-    channel_dim: int
+    layer: GatedLayer
     token_mask: Tensor | None
 
-    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-        mask = self.token_mask if self.channel_dim == -1 else None
+    def __call__(
+        self,
+        module: nn.Module,
+        arguments: tuple[Any, ...],
+        keywords: Mapping[str, Any],
+        output: object,
+    ) -> None:
+        layer = self.layer
+        assert not isinstance(layer.source, Product)
+        call = Call(module, arguments, keywords, output)
+        output = layer.source.read(call, layer.rows[0].width, layer.channel_dim)
+        mask = self.token_mask if layer.channel_dim == -1 else None
         if mask is not None and output.ndim == 2 and len(output) == mask.numel():
             mask = mask.reshape(-1)  # some models hand their layers all tokens in a row
         elif mask is not None and output.shape[:-1][: mask.ndim] != mask.shape:
@@ -178,12 +218,12 @@ class _Hook:
             output,
             normalize=self.recorder.normalize,
             weights=mask,
-            channel_dim=self.channel_dim,
+            channel_dim=layer.channel_dim,
         )
-        self.recorder.add(self.name, total, count)
+        self.recorder.add(layer.name, total, count)
 
     def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
-        return _no_hook, ()
+        return no_hook, ()
 
 
 @dataclass
@@ -198,15 +238,7 @@ class _CloseOnError:
             (self.recorder.close if is_last else self.recorder.close_layers)()
 
     def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
-        return _no_hook, ()
-
-
-def _no_hook() -> Callable[..., None]:
-    return _do_nothing
-
-
-def _do_nothing(*arguments: object) -> None:
-    """Stand for a hook in a copy."""
+        return no_hook, ()
 
 
 def share_scores(scores: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -219,7 +251,7 @@ def share_scores(scores: dict[str, Tensor]) -> dict[str, Tensor]:
 def weight_scores(layers: Iterable[GatedLayer]) -> dict[str, Tensor]:
     """Return the mean of |W| over each row, float32 [n] (the paper's table 11, for comparison)."""
     return {
-        layer.name: _mean([row_magnitudes(rows.parameter, rows.dim) for rows in layer.rows])
+        layer.name: _mean([rows.magnitudes(rows.parameter) for rows in layer.rows], layer)
         for layer in layers
     }
 
@@ -231,16 +263,32 @@ def gradient_scores(layers: Iterable[GatedLayer]) -> dict[str, Tensor]:
     """
     scores = {}
     for layer in layers:
-        slopes = [(rows.parameter.grad, rows.dim) for rows in layer.rows]
-        own = [row_magnitudes(slope, dim) for slope, dim in slopes if slope is not None]
+        slopes = [(rows, rows.parameter.grad) for rows in layer.rows]
+        own = [rows.magnitudes(slope) for rows, slope in slopes if slope is not None]
         if own:
-            scores[layer.name] = _mean(own)
+            scores[layer.name] = _mean(own, layer)
     return scores
 
 
-def _mean(scores: Sequence[Tensor]) -> Tensor:
+def _mean(scores: Sequence[Tensor], layer: GatedLayer) -> Tensor:
     """Return the mean over a layer's parameters, such as the B of several adapters."""
-    return torch.stack(list(scores)).mean(0)
+    return torch.stack(list(scores)).mean(0).view(layer.shape)
+
+
+def without_unseen(scores: dict[str, Tensor], layers: Iterable[GatedLayer]) -> dict[str, Tensor]:
+    """Return scores with `UNSEEN` for experts that had no token: those whose gradient is zero.
+
+    Scores of outputs have it already; of other scores nothing tells but the gradient.
+    """
+    for layer in layers:
+        if layer.experts is None or layer.name not in scores:
+            continue
+        slopes = [(rows, rows.parameter.grad) for rows in layer.rows]
+        moved = [r.magnitudes(g).view(layer.shape).any(1) for r, g in slopes if g is not None]
+        if moved:
+            seen = torch.stack(moved).any(0)
+            scores[layer.name] = scores[layer.name].masked_fill(~seen[:, None], UNSEEN)
+    return scores
 
 
 def random_scores(layers: Iterable[GatedLayer], generator: torch.Generator) -> dict[str, Tensor]:
@@ -249,6 +297,6 @@ def random_scores(layers: Iterable[GatedLayer], generator: torch.Generator) -> d
     The generator is on the CPU, so that all devices and all ranks with one seed agree.
     """
     return {
-        layer.name: torch.rand(layer.n_rows, generator=generator).to(layer.rows[0].parameter.device)
+        layer.name: torch.rand(layer.shape, generator=generator).to(layer.rows[0].parameter.device)
         for layer in layers
     }

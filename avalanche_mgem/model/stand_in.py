@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn, optim
 
-from avalanche_mgem.model.layers import Rows
+from avalanche_mgem.model.units import Slices
 from avalanche_mgem.restriction.rows import masked_positions
 
 # Their step treats every element of a parameter alike, so kept rows can be stepped without the
@@ -44,14 +44,27 @@ _Group = dict[str, Any]
 _State = defaultdict[Tensor, Any]
 
 
-def is_element_wise(optimizer: optim.Optimizer, masks: Iterable[tuple[Rows, Tensor]]) -> bool:
+class KeptRows(NamedTuple):
+    """What is kept of a parameter's rows: of its slices along some dimensions, bool [sizes]."""
+
+    name: str
+    parameter: nn.Parameter
+    slices: Slices
+    kept: Tensor
+
+    def on_its_device(self) -> KeptRows:
+        """Return it with the mask where the parameter is."""
+        return self._replace(kept=self.kept.to(self.parameter.device))
+
+
+def is_element_wise(optimizer: optim.Optimizer, masks: Iterable[KeptRows]) -> bool:
     """Whether these parameters' kept rows can be stepped alone.
 
     So it is with torch's own element-wise optimisers, where all state has a parameter's shape.
     """
     if type(optimizer) not in _ELEMENT_WISE:
         return False
-    parameters = [rows.parameter for rows, _ in masks]
+    parameters = [rows.parameter for rows in masks]
     if len({id(parameter) for parameter in parameters}) < len(parameters):
         return False  # one weight with rows along one dimension and along another
     return all(_is_plain(parameter, optimizer) for parameter in parameters)
@@ -67,7 +80,7 @@ def _is_plain(parameter: nn.Parameter, optimizer: optim.Optimizer) -> bool:
 
 
 def step_kept_rows(
-    optimizer: optim.Optimizer, masks: list[tuple[Rows, Tensor]], still: Container[int]
+    optimizer: optim.Optimizer, masks: list[KeptRows], still: Container[int]
 ) -> optim.Optimizer:
     """Step the kept rows of these parameters; return an optimiser that steps all others.
 
@@ -76,7 +89,7 @@ def step_kept_rows(
 
     Args:
         optimizer: whose step it is. What it returns stands in for it, with the same state.
-        masks: each gated parameter once, with its kept rows, bool [n].
+        masks: each gated parameter once, with its kept rows.
         still: the ids of parameters that do not step.
     """
     parts = {id(part.rows.parameter): part for part in _parts_to_step(masks, optimizer)}
@@ -96,12 +109,12 @@ def step_kept_rows(
     return _like(optimizer, optimizer.state, [{**group, "params": few} for group, few in groups])
 
 
-def _parts_to_step(masks: list[tuple[Rows, Tensor]], optimizer: optim.Optimizer) -> Iterator[_Part]:
+def _parts_to_step(masks: list[KeptRows], optimizer: optim.Optimizer) -> Iterator[_Part]:
     """Each parameter with a gradient and masked rows, with the positions of its kept rows."""
-    stepped = [(rows, mask) for rows, mask in masks if rows.parameter.grad is not None]
-    kept = masked_positions({i: ~mask for i, (_, mask) in enumerate(stepped)})
-    for i, (rows, mask) in enumerate(stepped):
-        if len(kept[i]) < len(mask):
+    stepped = [rows for rows in masks if rows.parameter.grad is not None]
+    kept = masked_positions({i: ~rows.kept.flatten() for i, rows in enumerate(stepped)})
+    for i, rows in enumerate(stepped):
+        if len(kept[i]) < rows.kept.numel():
             yield _Part(rows, kept[i], dict(optimizer.state.get(rows.parameter, {})))
 
 
@@ -143,14 +156,13 @@ def _like(optimizer: optim.Optimizer, state: _State, groups: list[_Group]) -> op
 class _Part:
     """Some kept rows of one parameter, and its optimiser's state as it was before the step."""
 
-    rows: Rows
+    rows: KeptRows
     index: Tensor
     before: dict[str, Any]
 
     def pieces(self) -> Iterator[_Part]:
         """Cut it into parts that fit into a cache."""
-        parameter, dim = self.rows.parameter, self.rows.dim
-        a_row = max(parameter.numel() // max(parameter.shape[dim], 1), 1)
+        a_row = max(self.rows.parameter.numel() // max(self.rows.kept.numel(), 1), 1)
         for index in torch.split(self.index, max(_CACHED // a_row, 1)):
             yield replace(self, index=index)
 
@@ -171,11 +183,11 @@ class _Part:
     def _select(self, tensor: Tensor) -> Tensor:
         # Where nothing is kept, a row steps for nothing: counters go on and state is made.
         index = self.index if len(self.index) > 0 else self.index.new_zeros(1)
-        return tensor.index_select(self.rows.dim, index)
+        return self.rows.slices.select(tensor, index)
 
     def _write(self, whole: Tensor, stepped: Tensor) -> None:
-        dim = self.rows.dim
-        whole.index_copy_(dim, self.index, stepped.narrow(dim, 0, len(self.index)))
+        slices = self.rows.slices
+        slices.copy(whole, self.index, slices.first(stepped, len(self.index)))
 
     def put(self, stepped: Tensor) -> None:
         """Write the rows back."""

@@ -7,8 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn, optim
 
-from avalanche_mgem.model.holding import KeptRows, KeptWhole, keep_rows, rows_and
-from avalanche_mgem.model.layers import GatedLayer, Rows
+from avalanche_mgem.model.holding import (
+    HeldRows,
+    HeldWhole,
+    hold_copies,
+    intersected,
+    kept_rows_of,
+)
 from avalanche_mgem.model.optimizers import (
     calls_hooks,
     holds_any,
@@ -16,10 +21,11 @@ from avalanche_mgem.model.optimizers import (
     optimizers_within,
     stepping_optimizer,
 )
-from avalanche_mgem.model.stand_in import is_element_wise, step_kept_rows
+from avalanche_mgem.model.stand_in import KeptRows, is_element_wise, step_kept_rows
+from avalanche_mgem.model.units import GatedLayer
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-_Masks = list[tuple[Rows, Tensor]]
+_Masks = list[KeptRows]
 
 
 def hold_rows(
@@ -68,13 +74,14 @@ def hold_rows(
     Raises:
         ValueError: a mask that has not as many rows as its layer.
     """
-    masks = [(rows, mask.to(rows.parameter.device)) for rows, mask in rows_and(layers, kept)]
-    for rows, mask in masks:
-        if mask.shape != rows.parameter.shape[rows.dim : rows.dim + 1]:
+    layers = list(layers)
+    for layer in layers:
+        mask = kept.get(layer.name)
+        if mask is not None and layer.rows and mask.shape != layer.shape:
             raise ValueError(
-                f"kept must be bool [{rows.parameter.shape[rows.dim]}] for {rows.name!r}, "
-                f"got {tuple(mask.shape)}"
+                f"kept must be bool {list(layer.shape)} for {layer.name!r}, got {tuple(mask.shape)}"
             )
+    masks = [rows.on_its_device() for rows in kept_rows_of(layers, kept)]
     given = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
     return StepHold(given, masks, list(still), copy=copy)
 
@@ -86,7 +93,7 @@ class StepHold:
         self, optimizers: Sequence[Any], masks: _Masks, still: list[nn.Parameter], *, copy: bool
     ) -> None:
         self._masks, self._still = masks, still
-        held = {id(rows.parameter) for rows, _ in masks} | {id(each) for each in still}
+        held = {id(rows.parameter) for rows in masks} | {id(each) for each in still}
         stepping = [stepping_optimizer(each) for each in optimizers]
         every = list({id(e): e for each in stepping for e in optimizers_within(each)}.values())
         # Those whose own step must be seen, or something has moved past all hooks.
@@ -139,8 +146,8 @@ class StepHold:
         if holds[0] is not self:
             return None  # it has held the rows of all
         still = {id(parameter): parameter for hold in holds for parameter in hold._still}
-        masks = _intersected(pair for hold in holds for pair in hold._masks)
-        masks = [(rows, mask) for rows, mask in masks if id(rows.parameter) not in still]
+        masks = intersected(rows for hold in holds for rows in hold._masks)
+        masks = [rows for rows in masks if id(rows.parameter) not in still]
         has_closure = kwargs.get("closure", args[1] if len(args) > 1 else None) is not None
         if not has_closure and is_element_wise(optimizer, masks):
             return (step_kept_rows(optimizer, masks, still), *args[1:]), kwargs
@@ -159,23 +166,14 @@ class StepHold:
 
 def _copies(
     masks: _Masks, still: Iterable[nn.Parameter], optimizers: Sequence[Any]
-) -> list[KeptRows | KeptWhole]:
-    return [*keep_rows(masks, optimizers), *(KeptWhole(each, optimizers) for each in still)]
+) -> list[HeldRows | HeldWhole]:
+    return [*hold_copies(masks, optimizers), *(HeldWhole(each, optimizers) for each in still)]
 
 
 def _holds_on(optimizer: optim.Optimizer) -> list[StepHold]:
     hooks = optimizer._optimizer_step_pre_hooks.values()
     owners = [getattr(hook, "__self__", None) for hook in hooks]
     return [owner for owner in owners if isinstance(owner, StepHold)]
-
-
-def _intersected(pairs: Iterable[tuple[Rows, Tensor]]) -> _Masks:
-    """Each parameter once, with the rows that are kept wherever it is used."""
-    found: dict[tuple[int, int], tuple[Rows, Tensor]] = {}
-    for rows, mask in pairs:
-        key = id(rows.parameter), rows.dim
-        found[key] = rows, mask & found[key][1] if key in found else mask
-    return list(found.values())
 
 
 class _PutBack:

@@ -1,22 +1,28 @@
-"""Which layers of a model are meant: what is an output head, and what `target_modules` names."""
+"""Which layers of a model are meant by `target_modules`."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import TypeGuard
 
 from torch import nn
 
 from avalanche_mgem.arguments import as_list, suggestion
 
 TargetModules = str | Collection[str] | None
-Heads = str | Sequence[str] | None
 Layers = Mapping[str, nn.Module]
 
-_HEAD_CLASSES = {"IncrementalClassifier", "MultiHeadClassifier"}
-_HEAD_NAMES = {"classifier", "classification_head", "score", "lm_head", "qa_outputs"}
+_CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+_RECURRENT = (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 _WRAPPED = {"module", "model", "base_model", "_orig_mod"}
 
 
@@ -36,40 +42,23 @@ def is_lora(module: nn.Module) -> bool:
 
 
 def convolves(module: nn.Module) -> bool:
-    """Whether the module is a Conv2d, or a LoRA layer on one."""
-    return isinstance(getattr(module, "base_layer", module), nn.Conv2d)
+    """Whether the module is a convolution, a transposed one too, or a LoRA layer on one."""
+    return isinstance(getattr(module, "base_layer", module), _CONVOLUTIONS)
 
 
-def head_names(model: nn.Module, layers: Layers, heads: Heads = None) -> list[str]:
-    """Return the names of the modules that are, or contain, output heads.
-
-    Args:
-        model: whose heads they are.
-        layers: those that may be heads, in module order.
-        heads: names or shell patterns; None: the usual ones, see `find_gated_layers`.
-
-    Raises:
-        ValueError: a pattern that matches no module.
-    """
-    if heads is None:
-        found = [head for head in _usual_heads(model) if any(inside(n, head) for n in layers)]
-        return found or [name for name, module in layers.items() if not convolves(module)][-1:]
-    check_heads(heads)
-    names = [name for name, _ in model.named_modules()]
-    found = []
-    for pattern in [heads] if isinstance(heads, str) else heads:
-        matched = [name for name in names if fnmatchcase(name, pattern)]
-        if not matched:
-            known = suggestion(pattern, filter(None, names))
-            raise ValueError(f"heads: {pattern!r} matches no module; {known}")
-        found += matched
-    return found
+def is_attention(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
+    """Whether the module is torch's attention, whose forward pass is torch's own."""
+    return _forwards_as(module, nn.MultiheadAttention)
 
 
-def check_heads(heads: Heads) -> None:
-    """Raise ValueError for heads that are neither None nor a name or pattern nor a list of them."""
-    if not (heads is None or isinstance(heads, str)):
-        as_list("heads", heads, str, what="None, a name or pattern, or a list of them")
+def is_recurrent(module: nn.Module) -> bool:
+    """Whether the module is one of torch's recurrent layers or cells."""
+    return any(_forwards_as(module, kind) for kind in _RECURRENT)
+
+
+def _forwards_as(module: nn.Module, kind: type[nn.Module]) -> bool:
+    # What a subclass that computes something else hands out is not known.
+    return isinstance(module, kind) and type(module).forward is kind.forward
 
 
 def check_target_modules(target_modules: TargetModules) -> None:
@@ -80,22 +69,7 @@ def check_target_modules(target_modules: TargetModules) -> None:
         _names(target_modules)
 
 
-def _usual_heads(model: nn.Module) -> Iterator[str]:
-    top = model.get_submodule(_wrapping(model))
-    names = {id(module): name for name, module in model.named_modules()}
-    for name, module in model.named_modules():
-        if _HEAD_CLASSES & {parent.__name__ for parent in type(module).__mro__}:
-            yield name
-        get_output: Callable[[], object] | None = getattr(module, "get_output_embeddings", None)
-        if get_output is not None or module is top:
-            children = [child for child, _ in module.named_children()]
-            yield from (join(name, child) for child in children if child in _HEAD_NAMES)
-        # Models without such a layer have the method too; it returns None, which is no module.
-        if get_output is not None and (output := id(get_output())) in names:
-            yield names[output]
-
-
-def _wrapping(model: nn.Module) -> str:
+def wrapping(model: nn.Module) -> str:
     """Return the name of what DataParallel, torch.compile, peft or a user wrapped; "" for none."""
     name = ""
     while len(children := dict(model.named_children())) == 1 and children.keys() <= _WRAPPED:
@@ -109,7 +83,8 @@ def target_names(model: nn.Module, layers: Layers, target_modules: TargetModules
 
     Args:
         model: that the layers are of.
-        layers: those to choose from, which are no heads, by name.
+        layers: those to choose from, which are no heads, by name. A layer that is a part of a
+            module, as of a mixture of experts, goes by the module's name too.
         target_modules: see `find_gated_layers`.
 
     Raises:
@@ -119,14 +94,16 @@ def target_names(model: nn.Module, layers: Layers, target_modules: TargetModules
         return _of_their_own(model, layers)
     matchers: dict[str, Callable[[str], bool]]
     if isinstance(target_modules, str) and target_modules == "all-linear":
-        matchers = {"all-linear": lambda name: not convolves(layers[name])}
+        linear = {name for name, m in layers.items() if not (convolves(m) or is_recurrent(m))}
+        matchers = {"all-linear": linear.__contains__}
     elif isinstance(target_modules, str):
-        matchers = {target_modules: _expression(target_modules, _wrapping(model))}
+        matchers = {target_modules: _expression(target_modules, wrapping(model))}
     else:
         matchers = {target: _suffix(target) for target in _names(target_modules)}
+    modules = {id(module): name for name, module in model.named_modules()}
     chosen: set[str] = set()
     for target, matches in matchers.items():
-        matched = {name for name in layers if matches(name)}
+        matched = {n for n, m in layers.items() if matches(n) or matches(modules[id(m)])}
         if not matched:
             is_expression = target == target_modules != "all-linear"
             raise ValueError(_no_match(model, target, layers, is_expression=is_expression))
@@ -135,15 +112,23 @@ def target_names(model: nn.Module, layers: Layers, target_modules: TargetModules
 
 
 def _of_their_own(model: nn.Module, layers: Layers) -> list[str]:
-    """Return the layers whose weight no other module has."""
+    """Return the layers whose weights no other module has."""
     owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
-    own = [n for n, m in layers.items() if is_lora(m) or owners[id(m.weight)] <= 1]
+    own = [
+        name
+        for name, module in layers.items()
+        if is_lora(module) or all(owners[weight] == 1 for weight in _weights(module))
+    ]
     if not own:
         raise ValueError(
             "model has no layer with rows to gate: every weight is shared with another module, and "
             f"such layers must be named in target_modules; known: {', '.join(layers)}"
         )
     return own
+
+
+def _weights(module: nn.Module) -> Iterator[int]:
+    return (id(p) for n, p in module.named_parameters(recurse=False) if "bias" not in n)
 
 
 def _expression(target: str, wrapping: str) -> Callable[[str], bool]:

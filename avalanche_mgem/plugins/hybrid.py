@@ -31,10 +31,11 @@ from avalanche_mgem.model.distributed import (
     unwrapped,
 )
 from avalanche_mgem.model.freezing import Freezer, ModelReference
+from avalanche_mgem.model.heads import Heads, HeadWatch
+from avalanche_mgem.model.layers import gateable_layers
 from avalanche_mgem.model.lazy import uninitialized
 from avalanche_mgem.model.optimizers import moves_by_gradient_alone
 from avalanche_mgem.model.step_hold import StepHold, hold_rows
-from avalanche_mgem.model.targets import Heads
 from avalanche_mgem.restriction.similarity import (
     Decision,
     Metric,
@@ -175,6 +176,9 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         self._probe = GradientProbe(probe_batches, int(sequence.generate_state(1)[0]))
         self._freezer = Freezer()
         self._hold: StepHold | None = None
+        self._heads_seen = HeadWatch()
+        self._heads_known: tuple[str, ...] | None = None  # by the last task that has ended
+        self._watches = False  # for the next forward pass to show the heads
         self._trained = ModelReference()  # the model that the decisions were about
         self._boundary = Boundary(known=True, starts=True, ends=True)
         self._is_new = False  # whether the experience has not begun to train
@@ -220,6 +224,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
             require_unused(strategy.model)
         self._is_new, self._waits = True, False
         self._drop_hold()
+        self._watches = self.heads is None
         self._guard.start(strategy, "HybridMagnitudePlugin")
         self._boundary = task_boundary(strategy.experience)
         if not self._boundary.known and self.decide_every is None and self.mode != "initialized":
@@ -252,7 +257,16 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
 
     def before_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         """See to it that what is frozen stays so, whoever called model.train() since."""
-        self._freezer.keep(unwrapped(strategy.model))
+        model = unwrapped(strategy.model)
+        self._freezer.keep(model)
+        if self._watches:
+            self._heads_seen.open(gateable_layers(model))
+
+    def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
+        """See in the first output of an experience which layers are its heads."""
+        if self._watches:
+            self._heads_seen.close(strategy.mb_output)
+            self._watches = False
 
     def after_backward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Note the loss."""
@@ -278,6 +292,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
     def release_hooks(self) -> None:
         """Take off what a step that an error has ended has left."""
         super().release_hooks()
+        self._heads_seen.close()
         self._drop_hold()
 
     def _drop_hold(self) -> None:
@@ -309,6 +324,8 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         self.thaw(model)
         dataset = strategy.experience.dataset
         collate = collate_of(strategy.dataloader, dataset)
+        # Not before: all decisions of a task are about the same modules.
+        self._heads_known = self._heads_seen.found
         if self._boundary.ends:
             self._end_task(strategy, dataset, collate)
         elif self._boundary.known:
@@ -394,7 +411,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
                 forget_steps(strategy, blocks.parameters[name])
 
     def _blocks(self, model: nn.Module) -> Blocks:
-        blocks = find_blocks(model, self.modules, heads=self.heads)
+        blocks = find_blocks(model, self.modules, heads=self.heads, seen_heads=self._heads_known)
         if self.mode == "initialized":
             return blocks
         for argument, value in (("low", self.low), ("high", self.high)):

@@ -474,9 +474,9 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             if name in held.parameters or (exclude and vector is None)
         ]
         shapes = dict(zip(self._names, (p.shape for p in parameters), strict=True))
-        for name, dim, rows_held in held.rows:
+        for name, dims, rows_held in held.rows:
             if name in where:
-                self._matrix.hold_still(where[name], shapes[name], dim, rows_held)
+                self._matrix.hold_still(where[name], shapes[name], dims, rows_held)
         is_gem = len(self._restricted.slices) == 1 and self.memory.groups == 1
         automatic: Ridge = _GEM_RIDGE if is_gem else "relative"
         rows = self._matrix.rows

@@ -19,7 +19,8 @@ from avalanche_mgem.model.distributed import (
     unwrapped,
 )
 from avalanche_mgem.model.gate import Freeze, RowGate, Score, ShowsGate, Ungated
-from avalanche_mgem.model.targets import Heads, TargetModules
+from avalanche_mgem.model.heads import Heads
+from avalanche_mgem.model.targets import TargetModules
 from avalanche_mgem.restriction.rows import Normalize
 
 
@@ -150,7 +151,7 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
 
     def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         """End it."""
-        self._gate.close()
+        self._gate.close(unwrapped(strategy.model), strategy.mb_output)
 
     def after_backward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Note the loss."""

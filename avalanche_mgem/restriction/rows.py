@@ -27,6 +27,10 @@ NORMALIZE = ("none", "token")
 
 Key = TypeVar("Key")
 
+# The score of rows that may not move in any case: those of an expert that saw no token. All other
+# scores are >= 0.
+UNSEEN = -1.0
+
 # Elements of which the magnitudes are held at a time. On a CPU a sum over what is still in the
 # cache takes half the time; an accelerator wants one launch.
 _CACHED = 2**17
@@ -85,11 +89,18 @@ def kept_rows_of_many(scores: Tensor, mask_fraction: float) -> Tensor:
 
 
 def kept_rows_of_layers(scores: Mapping[Key, Tensor], mask_fraction: float) -> dict[Key, Tensor]:
-    """Return `kept_rows` of every layer, bool [n] each; layers of one width are sorted together."""
+    """Return `kept_rows` of every layer, bool of the shape of its scores.
+
+    Layers of one width are sorted together. Of scores [experts, n] each expert's rows are chosen by
+    themselves, and where any are masked at all, none is kept that is `UNSEEN`.
+    """
     kept: dict[Key, Tensor] = {}
     for keys in _of_one_width(scores):
         stacked = torch.stack([scores[key].float() for key in keys])
-        kept.update(zip(keys, kept_rows_of_many(stacked, mask_fraction), strict=True))
+        flat = kept_rows_of_many(stacked.flatten(0, -2), mask_fraction).view_as(stacked)
+        if stacked.ndim > 2 and mask_fraction > 0:
+            flat &= stacked > UNSEEN
+        kept.update(zip(keys, flat, strict=True))
     return {key: kept[key] for key in scores}
 
 

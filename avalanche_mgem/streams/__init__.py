@@ -5,6 +5,7 @@
 given to `permuted_stream`, `rotated_stream`, `split_stream` or `correlated_stream`, or several to
 `domains_stream`. `load_image_folder` reads folders of images, and `corrupted` spoils a stream's.
 `text_stream` makes one of text classification tasks; more about text is in `streams.text`.
+`scenario_from_datasets` makes one of pairs of data sets of torch, torchvision or continuum.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from avalanche_mgem.lazy import public_names
 
 if TYPE_CHECKING:
     from avalanche_mgem.streams.arrays import ArrayData, load_data
+    from avalanche_mgem.streams.datasets import scenario_from_datasets
     from avalanche_mgem.streams.naming import (
         STREAM_KINDS,
         make_stream,
@@ -49,6 +51,7 @@ __all__ = [
     "parse_stream_name",
     "permuted_stream",
     "rotated_stream",
+    "scenario_from_datasets",
     "split_stream",
     "stream_files",
     "stream_folder",
@@ -59,6 +62,7 @@ __getattr__, __dir__ = public_names(
     __name__,
     {
         "avalanche_mgem.streams.arrays": ("ArrayData", "load_data"),
+        "avalanche_mgem.streams.datasets": ("scenario_from_datasets",),
         "avalanche_mgem.streams.naming": (
             "STREAM_KINDS",
             "make_stream",

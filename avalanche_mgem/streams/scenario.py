@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -81,34 +82,55 @@ class Samples(Dataset[list[object]]):
         return [torch.from_numpy(values.reshape(self._pool.shape)), self.labels[index]]
 
 
+class Labelled(Protocol):
+    """A map-style data set that tells the class labels of its items, int [N]."""
+
+    labels: list[int]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 def make_scenario(
-    train: Sequence[Samples], test: Sequence[Samples], task_labels: bool
+    train: Sequence[Labelled], test: Sequence[Labelled], task_labels: bool | Sequence[int]
 ) -> CLScenario:
     """Make the scenario whose i-th training and test experiences hold train[i] and test[i].
 
-    task_labels: experience i has the task label i, instead of 0. Items are [x, y, task label]. The
-    classes of an experience, before it, so far and after it are sorted lists.
+    task_labels: experience i has the task label i (True), 0 (False) or task_labels[i]. Items are
+    [x, y, task label]. The classes of an experience, before it, so far and after it are sorted
+    lists.
     """
-    datasets = {"train": _datasets(train, task_labels), "test": _datasets(test, task_labels)}
-    scenario = with_classes_timeline(with_task_labels(benchmark_from_datasets(**datasets)))
+    if isinstance(task_labels, bool):
+        task_labels = [i if task_labels else 0 for i in range(len(train))]
+    return scenario_of(
+        **{
+            name: [
+                task_aware(part, part.labels, ConstantSequence(task, len(part)))
+                for part, task in zip(parts, task_labels, strict=True)
+            ]
+            for name, parts in (("train", train), ("test", test))
+        }
+    )
+
+
+def task_aware(
+    dataset: Any, labels: Sequence[int], task_labels: Sequence[int]
+) -> TaskAwareSupervisedClassificationDataset:
+    """Return a data set as one of Avalanche's with these labels and task labels of its items.
+
+    One of Avalanche's keeps its transforms and its other attributes.
+    """
+    attributes = [DataAttribute(labels, "targets"), TaskLabels(task_labels)]
+    return TaskAwareSupervisedClassificationDataset([dataset], data_attributes=attributes)
+
+
+def scenario_of(**streams: Sequence[TaskAwareSupervisedClassificationDataset]) -> CLScenario:
+    """Make the scenario of these streams, an experience a data set, with its classes in order."""
+    scenario = with_classes_timeline(with_task_labels(benchmark_from_datasets(**streams)))
     for stream in scenario.streams.values():
         for experience in stream:
             for name in _TIMELINE:
                 # Avalanche leaves sets, by which MultiHeadClassifier cannot index.
                 setattr(experience, name, sorted(getattr(experience, name)))
     return scenario
-
-
-def _datasets(
-    parts: Sequence[Samples], task_labels: bool
-) -> list[TaskAwareSupervisedClassificationDataset]:
-    return [
-        TaskAwareSupervisedClassificationDataset(
-            [part],
-            data_attributes=[
-                DataAttribute(part.labels, "targets"),
-                TaskLabels(ConstantSequence(experience if task_labels else 0, len(part))),
-            ],
-        )
-        for experience, part in enumerate(parts)
-    ]

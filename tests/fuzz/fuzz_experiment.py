@@ -22,6 +22,7 @@ from fuzz_values import Target, kind
 import avalanche_mgem.experiment as experiment
 from avalanche_mgem.report.figures import accuracy as plots
 from avalanche_mgem.results.store import ResultStore
+from avalanche_mgem.streams import make_stream
 
 _TEXT = "'x'|a null|a regex|'3'|'nan'|np.str"
 _NAME = "''|'x'|a regex|'3'|'nan'|np.str"
@@ -111,6 +112,15 @@ EXPERIMENT = {
             "check": kind(None, lambda settings, n: None, may="None|a class|a function"),
             "whole_stream": FLAG,
         },
+    ),
+    "FixedStream": Target(
+        experiment.FixedStream,
+        {
+            "scenario": kind(make_stream("split-digits", n_experiences=2), may=""),
+            "name": kind("mine", may=_TEXT),
+            "version": kind(None, "1", may=f"{_TEXT}|None"),
+        },
+        called={"scenario": "stream"},
     ),
     "NamedStream": Target(
         experiment.NamedStream,

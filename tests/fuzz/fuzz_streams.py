@@ -17,6 +17,7 @@ from fuzz_pure import (
 )
 from fuzz_values import Target, kind
 from PIL import Image
+from torch.utils.data import TensorDataset
 
 import avalanche_mgem.streams as streams
 from avalanche_mgem.streams import text
@@ -98,7 +99,16 @@ def _small_stream(
     )
 
 
+_SETS = [TensorDataset(_X, _Y), TensorDataset(_X[:6], _Y[:6])]
 STREAMS = {
+    "scenario_from_datasets": Target(
+        streams.scenario_from_datasets,
+        {
+            "train": kind(_SETS, tuple(_SETS)),
+            "test": kind(_SETS, _SETS[::-1]),
+            "task_labels": kind(False, True, [0, 1], np.array([3, 3]), may="True|False|np.bool_"),
+        },
+    ),
     "ArrayData": Target(
         streams.ArrayData,
         {

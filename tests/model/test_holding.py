@@ -65,7 +65,7 @@ def tensors_of(rows, optimizer):
     state = optimizer.state.get(rows.parameter, {})
     found = {"parameter": rows.parameter.detach()}
     found |= {k: v for k, v in state.items() if getattr(v, "shape", None) == rows.parameter.shape}
-    return {key: tensor.clone().movedim(rows.dim, 0) for key, tensor in found.items()}
+    return {key: rows.of(tensor.clone()) for key, tensor in found.items()}
 
 
 def bits(tensor):
@@ -88,8 +88,8 @@ def test_masked_rows_become_zero_and_others_keep_every_bit(mask_fraction, seed, 
     for layer in layers:
         for rows in layer.rows:
             gated.add(id(rows.parameter))
-            after = rows.parameter.grad.movedim(rows.dim, 0)
-            old = before[id(rows.parameter)].movedim(rows.dim, 0)
+            after = rows.of(rows.parameter.grad)
+            old = rows.of(before[id(rows.parameter)])
             assert not after[~kept[layer.name]].any()
             assert torch.equal(bits(after[kept[layer.name]]), bits(old[kept[layer.name]]))
     for parameter in model.parameters():

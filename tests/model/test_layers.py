@@ -56,11 +56,11 @@ def test_row_i_feeds_unit_i_and_no_other(case):
         output = outputs[layer.name].movedim(layer.channel_dim, -1)
         assert output.shape[-1] == layer.n_rows
         for unit in range(layer.n_rows):
-            parameters = [p for _, p, _ in layer.rows] + [p for _, p in layer.biases]
+            parameters = [r.parameter for r in layer.rows] + [p for _, p in layer.biases]
             slopes = torch.autograd.grad(output[..., unit].sum(), parameters, retain_graph=True)
-            dims = [dim for _, _, dim in layer.rows] + [0] * len(layer.biases)
-            for slope, dim in zip(slopes, dims, strict=True):
-                moved = slope.movedim(dim, 0).flatten(1) if slope.ndim > 1 else slope[:, None]
+            own = [*layer.rows, *[None] * len(layer.biases)]
+            for slope, rows in zip(slopes, own, strict=True):
+                moved = slope[:, None] if rows is None else rows.of(slope).flatten(1)
                 fed = [i for i in range(layer.n_rows) if moved[i].any()]
                 assert fed in ([unit], [])  # [] where a dead B passes nothing on
     trained = {id(p) for p in module.parameters() if p.requires_grad}
@@ -78,14 +78,14 @@ def test_names_and_kinds():
         ("0", "conv2d", 5),
         ("3", "linear", 6),
     ]
-    assert [(r.name, r.dim) for r in layers[0].rows] == [("0.weight", 0)]
+    assert [(r.name, r.dims) for r in layers[0].rows] == [("0.weight", (0,))]
     assert [name for name, _ in layers[0].biases] == ["0.bias"]
     (layer,) = find_gated_layers(Conv1D(3, 2), heads=())
-    assert (layer.name, layer.kind, layer.rows[0].name, layer.rows[0].dim) == (
+    assert (layer.name, layer.kind, layer.rows[0].name, layer.rows[0].dims) == (
         "",
         "conv1d",
         "weight",
-        1,
+        (1,),
     )
 
 
@@ -147,18 +147,16 @@ def test_variants_of_lora_are_refused(attribute):
         find_gated_layers(nn.Sequential(layer), heads=())
 
 
-def test_lora_on_what_is_no_linear_layer_is_left_alone():
+def test_lora_on_attention_is_left_alone_and_on_a_parameter_it_goes_by_its_module():
     layer = LoraLinear(nn.Linear(4, 6), {"one": 2})
     layer.base_layer = nn.MultiheadAttention(4, 2)
     lone_parameter = LoraLinear(nn.Linear(4, 6), {"one": 2})
     lone_parameter.parameter_name = "weight"  # as peft's ParamWrapper
     model = nn.Sequential(layer, lone_parameter, nn.Linear(3, 3))
-    assert names(model, heads=()) == ["2"]
+    assert names(model, heads=()) == ["1", "1.lora_A.one", "2"]
 
 
-def test_what_is_never_called_or_no_parameter_has_no_rows():
-    attention = nn.TransformerEncoderLayer(4, 2, 8)
-    assert names(attention, heads=()) == ["linear1", "linear2"]
+def test_what_is_no_parameter_has_no_rows():
     model = nn.Sequential(nn.Linear(4, 4), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
     assert names(model, heads=()) == ["0"]
 
@@ -178,7 +176,7 @@ def test_the_last_linear_layer_is_the_head_where_nothing_says_so():
 )
 @pytest.mark.parametrize("wrapper", [None, "module", "_orig_mod", "model"])
 def test_heads_by_name_at_the_top(head, wrapper):
-    own = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    own = nn.ModuleDict({"dense": nn.Linear(4, 4), "out": nn.Linear(4, 2)})
     model = nn.ModuleDict({head: own, "body": nn.ModuleDict({"score": nn.Linear(4, 4)})})
     model = model if wrapper is None else nn.ModuleDict({wrapper: model})
     assert names(model) == ["body.score" if wrapper is None else f"{wrapper}.body.score"]
@@ -299,7 +297,7 @@ def test_heads_that_match_nothing():
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (nn.Sequential(nn.ReLU(), nn.BatchNorm1d(3)), "no Linear, Conv2d, Conv1D or LoRA"),
+        (nn.Sequential(nn.ReLU(), nn.BatchNorm1d(3)), "no linear, .* or LoRA"),
         (nn.Sequential(nn.Linear(3, 2)), r"but output heads: 0; heads=\(\)"),
         (nn.Sequential(nn.Linear(3, 3).requires_grad_(False), nn.Linear(3, 2)), "are frozen"),
     ],

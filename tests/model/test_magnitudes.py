@@ -298,12 +298,8 @@ def test_other_scores_are_of_the_same_layers_and_shapes(name):
     weights, slopes = weight_scores(layers), gradient_scores(layers)
     chance = random_scores(layers, torch.Generator().manual_seed(1))
     for layer in layers:
-        rows = [(p.detach(), p.grad, dim) for _, p, dim in layer.rows]
-        for scores, values in ((weights, [r[0] for r in rows]), (slopes, [r[1] for r in rows])):
-            means = [
-                v.movedim(r[2], 0).flatten(1).abs().mean(1)
-                for v, r in zip(values, rows, strict=True)
-            ]
+        for scores, of in ((weights, lambda p: p.detach()), (slopes, lambda p: p.grad)):
+            means = [r.of(of(r.parameter)).flatten(1).abs().mean(1) for r in layer.rows]
             torch.testing.assert_close(scores[layer.name], sum(means) / len(means))
         assert chance[layer.name].shape == (layer.n_rows,)
     again = random_scores(layers, torch.Generator().manual_seed(1))

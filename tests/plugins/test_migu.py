@@ -116,6 +116,7 @@ class Watch:
                         strict=False,
                     )
                 )
+                pairs = [(rows.of(a), rows.of(b)) for a, b in pairs]
                 still = all(torch.equal(a[~kept], b[~kept]) for a, b in pairs)
                 moved = not torch.equal(pairs[0][0][kept], pairs[0][1][kept])
                 self.seen.append((int((~kept).sum()), still, moved))

@@ -70,12 +70,12 @@ class Watch(SupervisedPlugin):
 
     def after_training_iteration(self, strategy, **kwargs):
         model = strategy.model
-        for name, rows, dim in [*self._held_rows(model), *self._held_parameters(model)]:
+        for name, rows, held in [*self._held_rows(model), *self._held_parameters(model)]:
             after = _copies(dict(model.named_parameters())[name], strategy)
             self.looked["frozen" if rows is None else "rows"] += 1
             for one, other in zip(self._before[name], after, strict=False):
-                differ = (one != other).any(dim=[d for d in range(one.ndim) if d != dim])
-                if bool(differ.any() if rows is None else differ[rows].any()):
+                differ = one != other
+                if bool(differ.any() if rows is None else rows.of(differ)[held].any()):
                     self.wrong.append(f"{name} moved in {_place(strategy)}")
         for name, value in self._statistics.items():
             if not torch.equal(dict(model.named_buffers())[name], value):
@@ -89,7 +89,7 @@ class Watch(SupervisedPlugin):
             for layer in resolve_gated_layers(model, migu.last_mask):
                 names = {id(p): n for n, p in model.named_parameters()}
                 for rows in layer.rows:
-                    yield names[id(rows.parameter)], ~migu.last_mask[layer.name], rows.dim
+                    yield names[id(rows.parameter)], rows, ~migu.last_mask[layer.name]
 
     def _held_parameters(self, model):
         hybrid, migu = self.ours.get("hybrid"), self.ours.get("migu")
@@ -103,7 +103,7 @@ class Watch(SupervisedPlugin):
             if is_left_out and parameter.requires_grad:
                 self.wrong.append(f"{name} is not frozen")
             if is_left_out or (gated and not name.startswith(gated)) or not parameter.requires_grad:
-                yield name, None, 0
+                yield name, None, None
 
     def _memory_rows(self, strategy):
         """Yield {parameter: the gradient of the loss on a group of the memory}."""
