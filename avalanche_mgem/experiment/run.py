@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -38,6 +39,8 @@ from avalanche_mgem.huggingface.orthogonality import OrthogonalityMetric
 from avalanche_mgem.model.randomness import preserved_random_state
 from avalanche_mgem.results.result import RunResult
 from avalanche_mgem.streams.text import LengthBuckets
+
+_LOG = logging.getLogger(__name__)
 
 Progress = Callable[[float], None]  # the share of the run that is done, in [0, 1]
 
@@ -175,7 +178,11 @@ def _run(specification: RunSpecification, loggers: list[Any], progress: Progress
     divergence = Divergence()  # the last, so that the others have seen all when it ends a training
     evaluator = EvaluationPlugin(accuracy, restriction, *others, divergence, loggers=loggers)
     strategy = build_strategy(specification, scenario, evaluator)
+    run_of = f"{specification.method.name}, seed {specification.seed}"
+    device = specification.training.device
+    _LOG.info("%s: %d experiences on %s", run_of, len(scenario.train_stream), device)
     seconds, diverged = _train(strategy, scenario, progress, whole, divergence)
+    _LOG.info("%s: %.1f s of training", run_of, seconds)
     size = len(scenario.train_stream)
     told = {name: value for name, value in restriction.result().items() if math.isfinite(value)}
     timings = {name: told.pop(name) for name in list(told) if name.startswith("Seconds_")}
@@ -241,6 +248,8 @@ def _train(
     steps, seconds = len(parts) + 1, 0.0
     if fixed_heads:
         _evaluate(strategy, scenario.test_stream)
+    else:
+        _LOG.info("the heads grow: an experience is evaluated once it has been trained (no FWT)")
     progress(1 / steps)
     for index, part in enumerate(parts):
         divergence.start(strategy)
