@@ -219,13 +219,15 @@ class RowGate:
         """Take the scores of this step, without choosing by them: all rows may move.
 
         Raises:
-            RuntimeError: score="output", and no output of a gated layer was seen in this step.
+            RuntimeError: score="output", and no output of a gated layer was seen in this step,
+                though none is frozen: those that are may be the ones that are called.
         """
         self.last_scores, self.last_mask = self._scores(model), None
         layers = self._layers(model)
         if self.score == "output" and self.last_scores:
             self._see_uncalled([each for each in layers if each.name not in self.last_scores])
-        if self.score == "output" and layers and not self.last_scores:
+        all_train = len(layers) == len(self.names)
+        if self.score == "output" and layers and all_train and not self.last_scores:
             known = ", ".join(layer.name for layer in layers)
             raise RuntimeError(
                 "no output of a gated layer was seen in this step: the loss was computed around "
