@@ -103,12 +103,15 @@ class KeptRows:
         }
 
     def _tensors(self) -> Iterator[tuple[tuple[int, str], Tensor, int]]:
-        """What has such rows and where: the parameter, and its state by optimiser and key."""
-        yield (-1, ""), self._rows.parameter.detach(), self._rows.dim
+        """What has such rows and where: state by optimiser and key, and last the parameter.
+
+        SAM lets a parameter be what it keeps of it.
+        """
         for number, optimizer in enumerate(self._optimizers):
             state = _state_of(self._parameter, optimizer)
             for key, tensor, dim in _state_rows(self._rows, state):
                 yield (number, key), tensor, dim
+        yield (-1, ""), self._parameter.detach(), self._rows.dim
 
     @property
     def _parameter(self) -> nn.Parameter:
@@ -136,11 +139,11 @@ class KeptWhole:
         self._copies = {key: tensor.clone() for key, tensor in self._tensors()}
 
     def _tensors(self) -> Iterator[tuple[tuple[int, str], Tensor]]:
-        yield (-1, ""), self._parameter.detach()
         for number, optimizer in enumerate(self._optimizers):
             for key, value in _state_of(self._parameter, optimizer).items():
                 if isinstance(value, Tensor) and value.shape == self._parameter.shape:
                     yield (number, key), value
+        yield (-1, ""), self._parameter.detach()
 
     def have_moved(self) -> bool:
         """Whether the parameter has changed."""

@@ -122,6 +122,8 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
             running statistics have seen the minibatch by then.
     """
 
+    _hold: StepHold | None = None  # in a step of an optimiser that may move what is frozen
+
     def __init__(
         self,
         mode: Mode = "adaptive",
@@ -170,7 +172,6 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         sequence = np.random.SeedSequence(torch.initial_seed() if seed is None else seed)
         self._probe = GradientProbe(probe_batches, int(sequence.generate_state(1)[0]))
         self._freezer = Freezer()
-        self._hold: StepHold | None = None
         self._trained = ModelReference()  # the model that the decisions were about
         self._boundary = Boundary(known=True, starts=True, ends=True)
         self._is_new = False  # whether the experience has not begun to train
