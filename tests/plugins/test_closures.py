@@ -322,7 +322,7 @@ WAYS = {
 
 @pytest.mark.parametrize("how", ["raise", "skip"])
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("plugins", ["mgem", "mgem update", "migu", "migu update", "hybrid", "all"])
+@pytest.mark.parametrize("plugins", ["mgem", "mgem update", "migu update", "all"])
 def test_a_gradient_of_the_step_that_is_not_finite_changes_nothing(plugins, way, how):
     optimizer, base, places = WAYS[way]
     for at in places:
@@ -345,10 +345,10 @@ def test_a_gradient_of_the_step_that_is_not_finite_changes_nothing(plugins, way,
         )
         if how == "raise":
             with pytest.raises(FloatingPointError, match=r"in experience 1, iteration 1"):
-                train(strategy, class_stream().train_stream)
+                train(strategy, class_stream().train_stream[:2])
             assert is_same(kept["before"], state_of(strategy))
         else:
-            train(strategy, class_stream().train_stream)
+            train(strategy, class_stream().train_stream[:2])
             assert kept["same"], at
             guarded = [p for p in restricting if hasattr(p, "skipped_steps")]
             assert [p.skipped_steps for p in guarded] == [1] * len(guarded)
