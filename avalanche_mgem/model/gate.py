@@ -80,6 +80,8 @@ class RowGate:
         draws: how many steps have drawn their rows (score="random").
     """
 
+    _hooks_are_enough = False  # to hold rows: seen in a step of this experience
+
     def __init__(
         self,
         mask_fraction: float = 0.7,
@@ -122,7 +124,6 @@ class RowGate:
         self._kept: dict[str, Tensor] | None = None
         self._over = False  # whether the step is, so that its scores are to be forgotten
         self._hold: StepHold | None = None
-        self._hooks_are_enough = False  # to hold rows: seen in a step of this experience
         self._resolved: list[GatedLayer] | None = None  # the layers of these names, for a step
         self._hidden: list[tuple[nn.Parameter, Tensor]] = []  # gradients of what is ungated
         self.draws = 0

@@ -127,6 +127,8 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
             running statistics have seen the minibatch by then.
     """
 
+    _hold: StepHold | None = None  # in a step of an optimiser that may move what is frozen
+
     def __init__(
         self,
         mode: Mode = "adaptive",
@@ -175,7 +177,6 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         sequence = np.random.SeedSequence(torch.initial_seed() if seed is None else seed)
         self._probe = GradientProbe(probe_batches, int(sequence.generate_state(1)[0]))
         self._freezer = Freezer()
-        self._hold: StepHold | None = None
         self._heads_seen = HeadWatch()
         self._heads_known: tuple[str, ...] | None = None  # by the last task that has ended
         self._watches = False  # for the next forward pass to show the heads
