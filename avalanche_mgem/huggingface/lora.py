@@ -26,10 +26,11 @@ from avalanche_mgem.huggingface.adapters import (
     add_adapter,
     freeze_heads,
     give_to,
-    lora_layers,
+    require_own,
 )
 from avalanche_mgem.huggingface.loading import require
 from avalanche_mgem.huggingface.orthogonality import Penalty, orthogonality_penalty
+from avalanche_mgem.huggingface.undoing import all_or_nothing
 from avalanche_mgem.model.targets import Heads, TargetModules
 
 
@@ -41,10 +42,11 @@ class LoRAPlugin(SupervisedPlugin):
     parameters to the optimiser: puts the adapter into `strategy.model` in place, freezes all else
     but output heads, and has the optimiser forget what is frozen. What the model gets later, such
     as the heads of new tasks, trains. A model that has this plugin's adapter already, from an
-    earlier run or as a copy, keeps it. Frozen parameters do not move by a bit under any optimiser
-    of torch; running statistics of batch norm do, as they are no parameters. Source: "LoRA:
-    Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), by peft; the defaults are
-    those of MIGU's experiments (arXiv 2406.17245).
+    earlier run or as a copy, keeps it. Where an error ends that, model and optimiser are as they
+    were. Frozen parameters do not move by a bit under any optimiser of torch; running statistics of
+    batch norm do, as they are no parameters. Source: "LoRA: Low-Rank Adaptation of Large Language
+    Models" (arXiv 2106.09685), by peft; the defaults are those of MIGU's experiments (arXiv
+    2406.17245).
 
     Beside MIGU (MIGUPlugin), A is gated by its own output and B by the combined one.
 
@@ -54,9 +56,11 @@ class LoRAPlugin(SupervisedPlugin):
         dropout: of the adapter's input, in [0, 1).
         target_modules: the layers that get adapters. None: what peft takes in models of this kind
             (query and value projections, mostly); where it knows no such kind, every Linear,
-            Conv2d and Conv1D (gpt2's) layer whose weight is not shared. "all-linear", a regular
-            expression on whole names, or a list of names or their last parts, as peft's, but each
-            of a list must match. Output heads get none.
+            Conv2d and Conv1D (gpt2's) layer whose weight is not shared and that can take one.
+            "all-linear" (with a warning for those that cannot), a regular expression on whole
+            names, or a list of names or their last parts, as peft's, but each of a list must match,
+            and in mixtures of experts too only the layers of these names get adapters. Experts that
+            are kept as one parameter are no layers. Output heads get none.
         train_heads: whether the output heads are trained. A language model's own output layer is
             not, unless `heads` names it.
         heads: the output heads, names or shell patterns; None: the usual ones, see
@@ -66,8 +70,9 @@ class LoRAPlugin(SupervisedPlugin):
 
     Raises:
         ValueError: an argument out of range, at construction; at the first experience, a model
-            without a layer that can be adapted, names that match none (with the nearest ones), a
-            model that has adapters of somebody else.
+            without a layer that can be adapted, names that match none (with the nearest ones) or a
+            layer that no adapter fits, such as a convolution whose groups do not divide the rank,
+            a model that has adapters of somebody else.
         ImportError: peft is not installed.
     """
 
@@ -92,21 +97,16 @@ class LoRAPlugin(SupervisedPlugin):
     def before_train_dataset_adaptation(self, strategy: Strategy, **kwargs: Any) -> None:
         """Put the adapter into the model where it has none yet."""
         known = adapter_names(strategy.model)
-        own = [self._name(index) for index in range(len(known))]
-        if known != own:
-            raise ValueError(
-                f"model has adapters already, {', '.join(known)}, which {type(self).__name__} did "
-                "not make: merge them into the model first (peft's merge_and_unload)"
-            )
-        _require_unmerged(strategy.model)
+        require_own(strategy.model, [self._name(index) for index in range(len(known))], self)
         if not self._wants_one(strategy.experience, len(known)):
             return
         index = len(known)
         # Each adapter from a seed of its own: a resumed run draws the same, with nothing to keep.
         seed = int(np.random.SeedSequence([self._seed, index]).generate_state(1)[0])
         name, device = self._name(index), strategy.device
-        add_adapter(strategy.model, name, self.adapter, seed=seed, device=device)
-        give_to(strategy.optimizer, strategy.model)
+        with all_or_nothing(strategy.model, strategy.optimizer):
+            add_adapter(strategy.model, name, self.adapter, seed=seed, device=device)
+            give_to(strategy.optimizer, strategy.model)
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Freeze heads that have come since (train_heads=False)."""
@@ -126,18 +126,33 @@ class IncLoRAPlugin(LoRAPlugin):
     Earlier adapters stay active and are frozen to the bit; the outputs of all add up, in training
     and at test time, where no task label is needed. They are called task0, task1 and so on, and
     their number is that of the tasks trained on: an experience that is trained on twice is two
-    tasks. Runs on `before_train_dataset_adaptation` of every task's first experience. Everything
-    else, and the arguments, as `LoRAPlugin`. Source: the baseline of "Orthogonal Subspace Learning
-    for Language Model Continual Learning" (arXiv 2310.14152).
+    tasks, one whose training an error has ended and begins again is one. Runs on
+    `before_train_dataset_adaptation` of every task's first experience. Everything else, and the
+    arguments, as `LoRAPlugin`. Source: the baseline of "Orthogonal Subspace Learning for Language
+    Model Continual Learning" (arXiv 2310.14152).
 
     Raises:
         ValueError: as `LoRAPlugin`; an online stream that does not tell its task boundaries.
     """
 
+    _unfinished: tuple[int, int] | None = None  # the experience in training, and how many adapters
+
+    def before_train_dataset_adaptation(self, strategy: Strategy, **kwargs: Any) -> None:
+        """Put an adapter into the model where a task starts."""
+        super().before_train_dataset_adaptation(strategy, **kwargs)
+        n_adapters = len(adapter_names(strategy.model))
+        self._unfinished = (strategy.experience.current_experience, n_adapters)
+
+    def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
+        """Note that the experience has ended."""
+        self._unfinished = None
+
     def _name(self, index: int) -> str:
         return f"task{index}"
 
     def _wants_one(self, experience: Any, known: int) -> bool:
+        if known > 0 and self._unfinished == (experience.current_experience, known):
+            return False
         boundary = task_boundary(experience)
         if not boundary.known:
             raise ValueError(
@@ -210,12 +225,3 @@ class OLoRAPlugin(IncLoRAPlugin):
         if penalty is not None and self.orthogonality > 0:
             strategy.loss = strategy.loss + self.orthogonality * penalty
         self.last_penalty = None if penalty is None else penalty.detach()
-
-
-def _require_unmerged(model: Any) -> None:
-    merged = [name for name, layer in lora_layers(model).items() if layer.merged]
-    if merged:
-        raise ValueError(
-            f"the adapters of {', '.join(merged[:3])} and others are merged into the weights: "
-            "unmerge them before training on"
-        )
