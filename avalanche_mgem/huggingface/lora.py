@@ -28,6 +28,7 @@ from avalanche_mgem.huggingface.adapters import (
     give_to,
     require_own,
 )
+from avalanche_mgem.huggingface.beside import refuse_beside_adapters
 from avalanche_mgem.huggingface.loading import require
 from avalanche_mgem.huggingface.orthogonality import Penalty, orthogonality_penalty
 from avalanche_mgem.huggingface.undoing import all_or_nothing
@@ -69,12 +70,15 @@ class LoRAPlugin(SupervisedPlugin):
             states are never drawn from by the plugin (dropout draws, as all dropout does).
 
     Raises:
-        ValueError: an argument out of range, at construction; at the first experience, a model
+        ValueError: an argument out of range, at construction; at the first experience, a plugin of
+            Avalanche that does not go together with frozen parameters or with adapters, a model
             without a layer that can be adapted, names that match none (with the nearest ones) or a
             layer that no adapter fits, such as a convolution whose groups do not divide the rank,
             a model that has adapters of somebody else.
         ImportError: peft is not installed.
     """
+
+    _one_each_task = False
 
     def __init__(
         self,
@@ -96,6 +100,7 @@ class LoRAPlugin(SupervisedPlugin):
 
     def before_train_dataset_adaptation(self, strategy: Strategy, **kwargs: Any) -> None:
         """Put the adapter into the model where it has none yet."""
+        refuse_beside_adapters(strategy, self, one_each_task=self._one_each_task)
         known = adapter_names(strategy.model)
         require_own(strategy.model, [self._name(index) for index in range(len(known))], self)
         if not self._wants_one(strategy.experience, len(known)):
@@ -132,9 +137,11 @@ class IncLoRAPlugin(LoRAPlugin):
     Model Continual Learning" (arXiv 2310.14152).
 
     Raises:
-        ValueError: as `LoRAPlugin`; an online stream that does not tell its task boundaries.
+        ValueError: as `LoRAPlugin`; an online stream that does not tell its task boundaries; a
+            plugin of Avalanche that does not go together with parameters that come with each task.
     """
 
+    _one_each_task = True
     _unfinished: tuple[int, int] | None = None  # the experience in training, and how many adapters
 
     def before_train_dataset_adaptation(self, strategy: Strategy, **kwargs: Any) -> None:
