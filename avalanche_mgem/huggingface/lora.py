@@ -32,6 +32,7 @@ from avalanche_mgem.huggingface.beside import refuse_beside_adapters
 from avalanche_mgem.huggingface.loading import require
 from avalanche_mgem.huggingface.orthogonality import Penalty, orthogonality_penalty
 from avalanche_mgem.huggingface.undoing import all_or_nothing
+from avalanche_mgem.huggingface.unused import require_gradients
 from avalanche_mgem.model.targets import Heads, TargetModules
 
 
@@ -49,7 +50,9 @@ class LoRAPlugin(SupervisedPlugin):
     Models" (arXiv 2106.09685), by peft; the defaults are those of MIGU's experiments (arXiv
     2406.17245).
 
-    Beside MIGU (MIGUPlugin), A is gated by its own output and B by the combined one.
+    On `after_backward` of the first step it looks whether each adapter has a gradient: the layers
+    of some models are never called, and an adapter there has no effect. Beside MIGU (MIGUPlugin), A
+    is gated by its own output and B by the combined one.
 
     Args:
         rank: r, of A and B.
@@ -74,10 +77,13 @@ class LoRAPlugin(SupervisedPlugin):
             Avalanche that does not go together with frozen parameters or with adapters, a model
             without a layer that can be adapted, names that match none (with the nearest ones) or a
             layer that no adapter fits, such as a convolution whose groups do not divide the rank,
-            a model that has adapters of somebody else.
+            a model that has adapters of somebody else; in the first step, a named target whose
+            layers have no gradient.
+        RuntimeError: no adapter has a gradient in the first step.
         ImportError: peft is not installed.
     """
 
+    _has_new = False  # whether there is an adapter that has had no step
     _one_each_task = False
 
     def __init__(
@@ -112,11 +118,23 @@ class LoRAPlugin(SupervisedPlugin):
         with all_or_nothing(strategy.model, strategy.optimizer):
             add_adapter(strategy.model, name, self.adapter, seed=seed, device=device)
             give_to(strategy.optimizer, strategy.model)
+        self._has_new = True
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Freeze heads that have come since (train_heads=False)."""
         if not self.adapter.train_heads:
             freeze_heads(strategy.model, self.adapter.heads)
+
+    def after_backward(self, strategy: Strategy, **kwargs: Any) -> None:
+        """Name layers whose new adapter has no gradient."""
+        if self._has_new and (names := adapter_names(strategy.model)):
+            targets, penalised = self.adapter.target_modules, self._is_penalised()
+            require_gradients(strategy.model, names[-1], targets, zero_is_none=penalised)
+        self._has_new = False
+
+    def _is_penalised(self) -> bool:
+        """Whether the loss has a term that gives every adapter a gradient."""
+        return False
 
     def _name(self, index: int) -> str:
         return "lora"
