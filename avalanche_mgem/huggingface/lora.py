@@ -30,7 +30,7 @@ from avalanche_mgem.huggingface.adapters import (
 )
 from avalanche_mgem.huggingface.beside import refuse_beside_adapters
 from avalanche_mgem.huggingface.loading import require
-from avalanche_mgem.huggingface.orthogonality import Penalty, orthogonality_penalty
+from avalanche_mgem.huggingface.orthogonality import Penalty, adapter_norms, orthogonality_penalty
 from avalanche_mgem.huggingface.undoing import all_or_nothing
 from avalanche_mgem.huggingface.unused import require_gradients
 from avalanche_mgem.model.targets import Heads, TargetModules
@@ -193,9 +193,11 @@ class OLoRAPlugin(IncLoRAPlugin):
 
     On `before_backward` the loss gets orthogonality * sum over layers and earlier adapters i of the
     absolute values of the entries of A_t A_i', so that the tasks' adapters read different subspaces
-    of their inputs. Source: "Orthogonal Subspace Learning for Language Model Continual Learning"
-    (arXiv 2310.14152). The L2 penalty on the new adapter that the authors' code can add is left to
-    the optimiser's weight decay.
+    of their inputs. With a norm_penalty it also gets norm_penalty * sum over layers of ||A_t|| +
+    ||B_t||, Frobenius norms that are not squared, in the first task too: the second term of the
+    authors' code, which is not in their paper. It is no weight decay, which is the gradient of the
+    squares and shrinks large weights more. Source: "Orthogonal Subspace Learning for Language Model
+    Continual Learning" (arXiv 2310.14152).
 
     Args:
         orthogonality: the weight of the penalty, >= 0; 0 is IncLoRA. The default is the authors'
@@ -203,14 +205,17 @@ class OLoRAPlugin(IncLoRAPlugin):
         rank, alpha, dropout, target_modules, train_heads, heads, seed: as `LoRAPlugin`.
         penalty: "absolute", as the authors' code, or "squared": the squares of the entries, as in
             their paper.
+        norm_penalty: the weight of the norms, >= 0; the authors' scripts have 0, 0.1 and 0.3.
 
     Attributes:
         last_penalty: the sum of the last iteration, 0-dim, without its weight; None in the first
             task. `orthogonality_metrics` logs it.
 
     Raises:
-        ValueError: as `IncLoRAPlugin`, and for orthogonality and penalty.
+        ValueError: as `IncLoRAPlugin`, and for orthogonality, penalty and norm_penalty.
     """
+
+    norm_penalty = 0.0  # of plugins in checkpoints of older versions
 
     def __init__(
         self,
@@ -224,6 +229,7 @@ class OLoRAPlugin(IncLoRAPlugin):
         heads: Heads = None,
         seed: int | None = None,
         penalty: Penalty = "absolute",
+        norm_penalty: float = 0.0,
     ) -> None:
         super().__init__(
             rank,
@@ -236,6 +242,7 @@ class OLoRAPlugin(IncLoRAPlugin):
         )
         self.orthogonality = finite("orthogonality", orthogonality, minimum=0)
         self.penalty = one_of("penalty", penalty, ("absolute", "squared"))
+        self.norm_penalty = finite("norm_penalty", norm_penalty, minimum=0)
         self.last_penalty: Tensor | None = None
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
@@ -244,9 +251,14 @@ class OLoRAPlugin(IncLoRAPlugin):
         self.last_penalty = None
 
     def before_backward(self, strategy: Strategy, **kwargs: Any) -> None:
-        """Add the penalty to the loss."""
+        """Add the penalties to the loss."""
         with torch.set_grad_enabled(self.orthogonality > 0):
             penalty = orthogonality_penalty(strategy.model, self.penalty)  # type: ignore[arg-type]
         if penalty is not None and self.orthogonality > 0:
             strategy.loss = strategy.loss + self.orthogonality * penalty
         self.last_penalty = None if penalty is None else penalty.detach()
+        if self.norm_penalty > 0 and (norms := adapter_norms(strategy.model)) is not None:
+            strategy.loss = strategy.loss + self.norm_penalty * norms
+
+    def _is_penalised(self) -> bool:
+        return self.norm_penalty > 0

@@ -43,7 +43,7 @@ def train(plugin, *others, model=None, n=1):
     return strategy
 
 
-PLUGINS = [LoRAPlugin, IncLoRAPlugin, OLoRAPlugin]
+PLUGINS = [LoRAPlugin, IncLoRAPlugin, OLoRAPlugin, lambda **k: OLoRAPlugin(norm_penalty=0.1, **k)]
 NAMED = [["first", "compared"], ["compared"], r"comp.*"]
 
 
