@@ -63,7 +63,7 @@ class ClipGradientPlugin(SupervisedPlugin):
         self._watch = StepWatch()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update({"_watch": StepWatch(), **state})  # of a checkpoint that is older
+        self.__dict__.update({"_watch": StepWatch(), **state})  # of a checkpoint that is older
 
     @property
     def last_norm(self) -> float | None:

@@ -17,6 +17,7 @@ from avalanche_mgem.bridge.distributed import require_unused
 from avalanche_mgem.bridge.epochs import forget_epoch, when_the_epoch_begins
 from avalanche_mgem.bridge.finite import all_finite
 from avalanche_mgem.bridge.forward import watch_minibatch
+from avalanche_mgem.bridge.frozen import refuse_beside_frozen
 from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard, place
 from avalanche_mgem.bridge.optimizers import optimizers_of
 from avalanche_mgem.bridge.paths import forget_steps, show_gradients
@@ -120,9 +121,10 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
     reference="start" that of g_t besides while a task trains. It is part of a checkpoint.
 
     Raises:
-        ValueError: an argument out of range, at construction; modules, heads or numbers that do not
-            fit the model, a model without a trainable parameter outside its heads, a stream without
-            boundaries and no `decide_every`, before the first iteration.
+        ValueError: an argument out of range, at construction; a plugin of Avalanche that does not
+            go together with frozen parameters (MIR, RWalk), before training; modules, heads or
+            numbers that do not fit the model, a model without a trainable parameter outside its
+            heads, a stream without boundaries and no `decide_every`, before the first iteration.
         FloatingPointError: what is not finite (on_nonfinite="raise"), before the optimiser's step;
             running statistics have seen the minibatch by then.
     """
@@ -201,6 +203,8 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
 
     def before_training(self, strategy: Strategy, **kwargs: Any) -> None:
         """Thaw what an interrupted training left frozen; begin anew in a new strategy."""
+        if self.mode != "initialized":
+            refuse_beside_frozen(strategy, self)
         forget_epoch(strategy)
         model = unwrapped(strategy.model)
         self._freezer.release(model)
