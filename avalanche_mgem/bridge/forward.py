@@ -7,38 +7,52 @@ augmented view of each sample before the forward pass, and stacks the two output
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, cast
 
 from avalanche.core import BasePlugin
 from avalanche.training.losses import MaskedCrossEntropy
-from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised.der import DER
 from torch import Tensor, nn
 
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.bridge.wrapping import StrategyWrapper
 
-_EVENTS = ("before_training_iteration", "before_forward", "after_forward")
-# Where the methods are defined that do nothing to a minibatch but call the plugins, and where the
-# plugins are that do nothing to it, or add samples.
+# Where events are defined that do nothing but call the plugins, and those of plugins that do
+# nothing at all.
 _TEMPLATES = ("avalanche.core", "avalanche.training.templates")
-_KNOWN_PLUGINS = ("avalanche.", "avalanche_mgem.")
+_OURS = "avalanche_mgem."
 
 
 def acts_around_forward(strategy: Strategy) -> bool:
     """Whether there is more to a strategy's loss than its forward pass and its criterion.
 
     That are the events of the strategy's own class around the forward pass, those of a criterion
-    that is a plugin (iCaRL's looks at the minibatch with the old model), and what a criterion of
-    the strategy's own adds on samples that it replays.
+    that is a plugin (iCaRL's shows the minibatch to the old model), and what a criterion of the
+    strategy's own adds on samples that it replays.
     """
-    own = any(_overrides(strategy, name) for name in ("_before_forward", "_after_forward"))
+    kind: Hashable = type(strategy)
     criterion = getattr(strategy, "_criterion", None)
-    hears = isinstance(criterion, BasePlugin) and any(_has(criterion, e) for e in _EVENTS[1:])
-    replays = hasattr(strategy, "replay_loader") and _overrides(strategy, "criterion")
-    return own or hears or replays
+    if defines_event(kind, "_before_forward") or defines_event(kind, "_after_forward"):
+        return True
+    if isinstance(criterion, BasePlugin):
+        hears = cast(Hashable, type(criterion))
+        if defines_event(hears, "before_forward") or defines_event(hears, "after_forward"):
+            return True
+    return hasattr(strategy, "replay_loader") and defines_event(kind, "criterion")
+
+
+@lru_cache(maxsize=256)
+def defines_event(kind: Any, event: str) -> bool:
+    """Whether a class has an event, or method, of its own and not Avalanche's empty one.
+
+    Our mixins of strategies only hand events on.
+    """
+    owners = [parent.__module__ for parent in kind.__mro__ if event in vars(parent)]
+    others = (module for module in owners if not module.startswith(_OURS))
+    return not next(others, _TEMPLATES[0]).startswith(_TEMPLATES)
 
 
 def loss_of_minibatch(strategy: Strategy) -> Tensor:
@@ -54,9 +68,9 @@ def loss_of_minibatch(strategy: Strategy) -> Tensor:
         strategy.mb_output = strategy.forward()
         return cast(Tensor, strategy.criterion())
     with _alone(strategy):
-        samples = _count(strategy)
+        samples = n_targets(strategy)
         strategy._before_forward()
-        if _count(strategy) != samples:
+        if n_targets(strategy) != samples:
             raise ValueError(
                 f"{type(strategy).__name__}._before_forward adds samples to a minibatch or drops "
                 "some, so that the loss on a memory's batch would be that of other samples: let "
@@ -84,6 +98,14 @@ def _alone(strategy: Any) -> Iterator[None]:
         vars(strategy).update(saved)
 
 
+def n_targets(strategy: Any) -> int | None:
+    """Return how many targets the minibatch has; None where that cannot be said."""
+    try:
+        return len(strategy.mb_y)
+    except (AssertionError, AttributeError, LookupError, TypeError):
+        return None
+
+
 def require_loss_of_past(strategy: Any) -> None:
     """Raise ValueError for a loss that says nothing about samples of past tasks.
 
@@ -106,96 +128,3 @@ def require_loss_of_past(strategy: Any) -> None:
             "DER trains with cross-entropy as soon as it replays, whatever its criterion, got "
             f"criterion={criterion!r}: the memory's gradients would be those of another loss"
         )
-
-
-def watch_minibatch(strategy: Strategy) -> None:
-    """Until each event's next call, refuse plugins that change minibatches or outputs there.
-
-    A memory's batches do not pass those events. Plugins that add samples, as for replay, or drop
-    some are let pass: the loss on a memory's batch is that of its own samples.
-    """
-    criterion = getattr(strategy, "_criterion", None)
-    for plugin in strategy.plugins:
-        passes = isinstance(plugin, EvaluationPlugin) or plugin is criterion
-        if passes or not hasattr(plugin, "__dict__"):
-            continue
-        for event in _EVENTS:
-            if event in vars(plugin) or _has(plugin, event, but=_KNOWN_PLUGINS):
-                _Watched.put(plugin, event)
-    if _overrides(strategy, "_before_training_iteration"):
-        _Watched.put(strategy, "_before_training_iteration")
-
-
-class _Watched:
-    """Stands in for an object's method for one call, and compares the minibatch before and after.
-
-    Raises:
-        ValueError: in the call, the method has changed the minibatch or the output.
-    """
-
-    def __init__(self, owner: Any, event: str) -> None:
-        self._owner, self._event = owner, event
-        self._own = vars(owner).get(event)  # a method that the object has, and not its class
-
-    @classmethod
-    def put(cls, owner: Any, event: str) -> None:
-        if not isinstance(vars(owner).get(event), cls):
-            vars(owner)[event] = cls(owner, event)
-
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        del vars(self._owner)[self._event]
-        if self._own is not None:
-            vars(self._owner)[self._event] = self._own
-        strategy = arguments[0] if arguments else self._owner
-        samples, before = _count(strategy), _versions(strategy)
-        result = getattr(self._owner, self._event)(*arguments, **named)
-        known = {(id(leaf), version) for leaf, version in before}
-        changed = any((id(leaf), version) not in known for leaf, version in _versions(strategy))
-        if changed and _count(strategy) == samples:
-            raise ValueError(
-                f"{type(self._owner).__name__}.{self._event} changes the minibatch or the model's "
-                "output, and batches of a memory or a probe do not pass there: do it in the data "
-                "set's transformations, a collate function, the model or the criterion"
-            )
-        return result
-
-
-def _versions(strategy: Any) -> list[tuple[Any, int]]:
-    """What minibatch and output consist of, and how often each tensor was changed in place."""
-    leaves = [*_leaves(strategy.mbatch), *_leaves(strategy.mb_output)]
-    return [
-        (leaf, leaf._version if isinstance(leaf, Tensor) and not leaf.is_inference() else 0)
-        for leaf in leaves
-    ]
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, Mapping | list | tuple):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _leaves(part)
-    elif value is not None and not isinstance(value, int | float | bool | str):
-        yield value
-
-
-def _count(strategy: Any) -> int | None:
-    """How many targets there are; None: that cannot be said."""
-    try:
-        return len(strategy.mb_y)
-    except (AssertionError, AttributeError, LookupError, TypeError):
-        return None
-
-
-def _overrides(strategy: Any, name: str) -> bool:
-    """Whether a class of the user's, or of one of Avalanche's strategies, has this method.
-
-    Our mixins only hand it on.
-    """
-    owners = [parent.__module__ for parent in type(strategy).__mro__ if name in vars(parent)]
-    others = (module for module in owners if not module.startswith("avalanche_mgem."))
-    return not next(others, _TEMPLATES[0]).startswith(_TEMPLATES)
-
-
-def _has(plugin: Any, event: str, *, but: tuple[str, ...] = _TEMPLATES) -> bool:
-    """Whether a plugin's class has an event of its own, defined elsewhere than in these modules."""
-    method = getattr(type(plugin), event, None)
-    return method is not None and not str(getattr(method, "__module__", "")).startswith(but)

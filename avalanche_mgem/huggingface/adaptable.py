@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from avalanche_mgem.model.layers import find_heads
 from avalanche_mgem.model.heads import Heads
+from avalanche_mgem.model.layers import find_heads
 from avalanche_mgem.model.targets import TargetModules, convolves, inside, target_names
 
 # Mamba's kernels read the weights of these and never call them; peft refuses the first two.

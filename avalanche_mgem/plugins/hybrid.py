@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from avalanche_mgem.arguments import as_list, finite, one_of, positive_int
 from avalanche_mgem.bridge.boundaries import Boundary, task_boundary
+from avalanche_mgem.bridge.changes import watch_minibatch
 from avalanche_mgem.bridge.collation import Collate, collate_of
 from avalanche_mgem.bridge.distributed import require_unused
 from avalanche_mgem.bridge.epochs import forget_epoch, when_the_epoch_begins
 from avalanche_mgem.bridge.finite import all_finite
-from avalanche_mgem.bridge.forward import watch_minibatch
 from avalanche_mgem.bridge.frozen import refuse_beside_frozen
 from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard, place
 from avalanche_mgem.bridge.optimizers import optimizers_of
@@ -124,7 +124,10 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         ValueError: an argument out of range, at construction; a plugin of Avalanche that does not
             go together with frozen parameters (MIR, RWalk), before training; modules, heads or
             numbers that do not fit the model, a model without a trainable parameter outside its
-            heads, a stream without boundaries and no `decide_every`, before the first iteration.
+            heads, a stream without boundaries and no `decide_every`, samples that make no batch, a
+            gradient to be measured before lazy layers have their shapes: before the first
+            iteration. With mode="adaptive", another plugin changes minibatches or outputs on its
+            events: before the first step.
         FloatingPointError: what is not finite (on_nonfinite="raise"), before the optimiser's step;
             running statistics have seen the minibatch by then.
     """

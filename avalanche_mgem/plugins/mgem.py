@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from avalanche_mgem.arguments import finite, one_of, positive_int
 from avalanche_mgem.bridge.boundaries import task_boundary
+from avalanche_mgem.bridge.changes import watch_minibatch
 from avalanche_mgem.bridge.classes import class_targets
 from avalanche_mgem.bridge.collation import Transform, collate_of
 from avalanche_mgem.bridge.distributed import samples_a_step
 from avalanche_mgem.bridge.finite import row_reason
-from avalanche_mgem.bridge.forward import require_loss_of_past, watch_minibatch
+from avalanche_mgem.bridge.forward import require_loss_of_past
 from avalanche_mgem.bridge.generalization import GeneralizationProbe
 from avalanche_mgem.bridge.memory import EpisodicMemory, MemoryGroup, Selection, Split
 from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard
@@ -156,8 +157,11 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         skipped_steps: how many steps were left out (on_nonfinite="skip").
 
     Raises:
-        ValueError: an argument out of range, at construction; a partition that does not fit the
-            model, before the first iteration.
+        ValueError: an argument out of range, at construction. Before the first iteration: a
+            partition that does not fit the model (of lazy layers, after the first forward pass);
+            samples that make no batch to train on, or have no class where one is needed; a loss
+            that says nothing about past tasks. Before the first step: another plugin changes
+            minibatches or outputs on its events, where the memory's do not pass.
         FloatingPointError: what is not finite (on_nonfinite="raise"); running statistics have seen
             the minibatch by then.
     """

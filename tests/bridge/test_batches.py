@@ -10,6 +10,7 @@ from avalanche_mgem.bridge.batches import (
     restored_running_statistics,
     write_batch_gradient,
 )
+from avalanche_mgem.bridge.fields import OneByOne
 
 
 def prepared(setting="single head"):
@@ -78,3 +79,17 @@ def test_running_statistics_are_restored():
         assert not torch.equal(model[0].running_mean, before["0.running_mean"])
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_samples_that_go_one_by_one_are_their_mean(monkeypatch, dtype, wrapped):
+    """Also beside DistributedDataParallel, which must not hear of a backward pass."""
+    monkeypatch.setattr("avalanche_mgem.bridge.batches.is_wrapped", lambda model: wrapped)
+    strategy, batch = prepared()
+    parameters = list(strategy.model.parameters())
+    rows = torch.full((2, sum(p.numel() for p in parameters)), 9.0, dtype=dtype)
+    write_batch_gradient(strategy, batch, parameters, rows[0])
+    ones = OneByOne([field[i : i + 1] for field in batch] for i in range(5))
+    write_batch_gradient(strategy, ones, parameters, rows[1])
+    torch.testing.assert_close(rows[0], rows[1], rtol=1e-4, atol=1e-6)

@@ -116,7 +116,7 @@ def test_every_plugin_trains_every_lazy_model(name, model):
             assert plugin.last_projection.dots.shape[1] == 2 * plugin.memory.groups
 
 
-@pytest.mark.parametrize("model", ["linear", "batch norm", "convolution", "partly"])
+@pytest.mark.parametrize("model", ["batch norm", "partly"])
 @pytest.mark.parametrize("name", PLUGINS)
 def test_lazy_layers_are_drawn_as_without_a_plugin(name, model):
     starts, states = [], []
@@ -129,7 +129,7 @@ def test_lazy_layers_are_drawn_as_without_a_plugin(name, model):
     assert torch.equal(*states)
 
 
-@pytest.mark.parametrize("model", ["linear", "batch norm", "convolution", "partly"])
+@pytest.mark.parametrize("model", ["linear", "convolution"])
 @pytest.mark.parametrize("name", PLUGINS)
 def test_a_lazy_model_trains_as_one_that_has_its_shapes(name, model):
     ready = lazy(model)
