@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
@@ -46,6 +47,8 @@ from avalanche_mgem.restriction.similarity import (
     similarities,
     trained_by_module,
 )
+
+_LOG = logging.getLogger(__name__)
 
 Mode = Literal["adaptive", "frozen", "initialized"]
 Granularity = Literal["model", "module"]
@@ -376,6 +379,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         if self.mode == "adaptive" and (at_start or self._earlier):
             gradient = self._gradient(strategy, strategy.experience.dataset, blocks)
         self.last_decision = first_of_all(self._decision(blocks, gradient))
+        _LOG.info("hybrid magnitude: %s", self.last_decision)
         if self._boundary.known:
             self._now = gradient if at_start else {}
         else:
