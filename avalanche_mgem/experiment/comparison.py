@@ -32,6 +32,7 @@ from avalanche_mgem.report.markdown import results_table
 from avalanche_mgem.results.csv import write_accuracy_csv, write_csv
 from avalanche_mgem.results.result import RunResult
 from avalanche_mgem.results.store import ResultStore
+from avalanche_mgem.results.summary import on_validation
 
 _LOG = logging.getLogger(__name__)
 
@@ -218,7 +219,8 @@ def _present(results: list[RunResult], store: ResultStore, console: Console) -> 
     write_accuracy_csv(results, store.folder / "accuracy.csv")
     plot_accuracy(results, store.folder / "accuracy.png")
     plot_tradeoff(results, store.folder / "tradeoff.png")
-    console.print(results_table(results, console.width))
+    for each in filter(None, (results, on_validation(results))):
+        console.print(results_table(each, console.width))
     for line in (
         f"Table, plots and runs: {store.folder}",
         f"Watch: tensorboard --logdir {store.folder / 'tensorboard'}",

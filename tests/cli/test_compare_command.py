@@ -43,6 +43,27 @@ def test_tasks_that_share_classes_on_spoilt_images(command):
     assert "correlated-digits+noise:2,none" in result.stdout
 
 
+def test_validation_is_shown_beside_the_test_and_reported(command, tmp_path):
+    options = ["compare", "--methods", "naive", "--seeds", 1, *TINY]
+    plain, held_out = command(*options), command(*options, "--validation", 0.2)
+    assert (plain.exit_code, held_out.exit_code) == (0, 0), held_out.output
+    assert "validation data" not in plain.stdout
+    assert "permuted-digits, validation data" in held_out.stdout
+    with (tmp_path / "mgem-compare" / "results.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["configuration.training.validation"] == "0.2"
+    assert 0 <= float(row["validation_acc"]) <= 1
+    assert len(list((tmp_path / "mgem-compare" / "runs").iterdir())) == 2
+    reported = command("report", "mgem-compare", "--no-tensorboard")
+    assert reported.exit_code == 0, reported.output
+    assert "validation data" in reported.stdout
+    table = (tmp_path / "mgem-report" / "table.md").read_text()
+    assert "naive [validation=0.2]" in table.split("Stream: permuted-digits, validation data")[1]
+    refused = command(*options, "--validation", 1)
+    assert refused.exit_code == 1
+    assert "validation must be a share >= 0 and below 1, got 1.0" in refused.output
+
+
 def test_a_folder_of_images_and_what_it_holds(command, tmp_path):
     for part in PARTS:
         for label in range(4):
