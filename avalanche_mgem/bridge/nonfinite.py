@@ -75,6 +75,10 @@ class StepGuard:
         kept = {name: vars(self)[name] for name in ("on_nonfinite", "skipped_steps")}
         return {**vars(StepGuard("raise")), **kept}
 
+    def __setstate__(self, state: dict[str, object]) -> None:
+        # Of a checkpoint that is older than an attribute.
+        vars(self).update({**vars(StepGuard("raise")), **state})
+
     @property
     def skips(self) -> bool:
         """Whether the step that has begun is skipped."""
@@ -154,11 +158,11 @@ class StepGuard:
         self._leave_out(strategy)
         return False
 
-    def _check(self, strategy: Strategy, loss: Any) -> None:
+    def _check(self, strategy: Strategy, loss: Any) -> bool:
         """Look at gradients that the step has made, and at the loss of its closure."""
         if isinstance(loss, Tensor) and loss.is_floating_point():
             self._losses.append(loss.detach())
-        self.allows(strategy)
+        return self.allows(strategy)
 
     def _keep(self, strategy: Strategy) -> None:
         """Keep what the step begins from."""

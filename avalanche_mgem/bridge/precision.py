@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+from avalanche.training.templates.base_sgd import BaseSGDTemplate
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -58,8 +59,9 @@ class MixedPrecision(StrategyWrapper):
     The scale and the counts are part of a pickle and of a checkpoint.
 
     Raises:
-        ValueError: an argument out of range, at construction; with "fp16", a trainable parameter in
-            float16, before the first iteration.
+        ValueError: an argument out of range, at construction; with "fp16", a strategy with an
+            `optimizer_step` of its own (a scaled step takes no closure), and a trainable parameter
+            in float16, before the first iteration.
         TypeError: the strategy has a training loop of its own.
         FloatingPointError: gradients are not finite at any scale.
     """
@@ -78,6 +80,8 @@ class MixedPrecision(StrategyWrapper):
             one_of("memory_precision", memory_precision, ("bf16", "fp32"))
         init_scale = finite("init_scale", init_scale, minimum=0.0, above=True)
         growth_interval = bounded_int("growth_interval", growth_interval)
+        if precision == "fp16":
+            _require_plain_step(type(self))
         super().__init__(**options)
         self.precision = precision
         self.memory_precision = memory_precision or ("bf16" if precision == "bf16" else "fp32")
@@ -175,6 +179,16 @@ def with_mixed_precision(strategy: type[Any]) -> Any:
         TypeError: it has a training loop of its own.
     """
     return wrapped(MixedPrecision, strategy)
+
+
+def _require_plain_step(strategy: type[Any]) -> None:
+    """Raise ValueError for a strategy that steps in a way of its own, which would not be called."""
+    behind: Any = super(MixedPrecision, strategy)
+    if behind.optimizer_step is not BaseSGDTemplate.optimizer_step:
+        raise ValueError(
+            f"precision='fp16' steps by a gradient scaler, and would not call the optimizer_step "
+            f"of {strategy.__name__}: take precision='bf16'"
+        )
 
 
 def _half(dtype: torch.dtype) -> torch.dtype:

@@ -5,6 +5,7 @@ Several processes share the passes: each takes a part of every group, and the ro
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
@@ -28,6 +29,8 @@ from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.model.distributed import first_of_all
 from avalanche_mgem.model.grouped import NotGroupedError, why_not_grouped
 from avalanche_mgem.model.randomness import RandomStream, fingerprint
+
+_LOG = logging.getLogger(__name__)
 
 Passes = Literal["auto", "loop", "grouped"]
 BatchNorm = Literal["update", "restore"]
@@ -193,11 +196,14 @@ class MemoryRows:
             # Not of the rows' own random numbers: a run that is resumed looks once more.
             with RandomStream(0).active(parameters[0].device):
                 self._grouped = self._takes_groups(strategy, groups, parameters, rows)
+            if self._grouped:
+                _LOG.info("memory gradients: one pass for many of %d groups", len(groups))
         except NotGroupedError as error:
             self._refuse(error)
 
     def _refuse(self, error: NotGroupedError) -> None:
         self._grouped, self._draws_nothing = False, False
+        _LOG.info("memory gradients: a pass for each group, because %s", error)
         if self.passes == "grouped":
             self._looked_at = None
             raise ValueError(f"memory_passes='grouped' cannot be: {error}") from error

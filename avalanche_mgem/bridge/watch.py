@@ -9,6 +9,7 @@ from enum import IntEnum
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
@@ -38,7 +39,8 @@ class Action:
 
     Attributes:
         order: among the actions of all plugins.
-        act: is called with the strategy and with the loss of a closure, else None.
+        act: is called with the strategy and with the loss of a closure, else None. It returns False
+            where the step is to change nothing; a search must not see that loss then.
         prepare: is called with the strategy before a step that has a closure.
         argument: of the plugin, that would do without this action, as text for an error.
         late: whether to act after a step that could not be watched, which is an error else.
@@ -46,7 +48,7 @@ class Action:
     """
 
     order: Order
-    act: Callable[[Strategy, Any], None]
+    act: Callable[[Strategy, Any], bool | None]
     prepare: Callable[[Strategy], None] | None = None
     argument: str = ""
     late: bool = False
@@ -177,14 +179,18 @@ class _Window:
         loss = closure()
         if not self._remade and _have_changed(before):
             self._note()
-        self._act(strategy, loss)
-        return loss
+        if self._act(strategy, loss):
+            return loss
+        return torch.zeros_like(loss) if isinstance(loss, Tensor) else 0.0
 
-    def _act(self, strategy: Strategy, loss: Any) -> None:
+    def _act(self, strategy: Strategy, loss: Any) -> bool:
+        """Do what is due; return whether the step may change anything."""
+        allowed = True
         for action in self.actions:
             if action.is_due:
                 action.is_due = False
-                action.act(strategy, loss)
+                allowed = action.act(strategy, loss) is not False and allowed
+        return allowed
 
 
 # Of the strategies that are in a step.

@@ -215,8 +215,10 @@ def _not_begun(generator: Any) -> Any:
     method = getattr(type(owner), "__iter__", None)
     if len(made_from) == 1 and getattr(method, "__code__", None) is generator.gi_code:
         return iter, (owner,)
+    code = generator.gi_code
     function = generator.gi_frame.f_globals.get(generator.__name__)
-    if getattr(function, "__code__", None) is generator.gi_code:
+    by_name = set(made_from) == set(inspect.getargs(code).args) and not code.co_posonlyargcount
+    if getattr(function, "__code__", None) is code and by_name:
         return _called, (function, made_from)
     return NotImplemented
 

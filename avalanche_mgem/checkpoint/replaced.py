@@ -10,7 +10,8 @@ from __future__ import annotations
 import dis
 import inspect
 from collections.abc import Iterator, Mapping
-from types import CodeType, FunctionType
+from itertools import pairwise
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 from avalanche_mgem.checkpoint.places import lasting_plugins
@@ -18,6 +19,7 @@ from avalanche_mgem.checkpoint.places import lasting_plugins
 # Attributes of a strategy, by what an identity calls them.
 _ATTRIBUTES = {"optimizer": "optimizer", "_criterion": "criterion", "plugins": "plugins"}
 _CHANGES = frozenset({"append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"})
+_LOADS = ("LOAD_ATTR", "LOAD_METHOD")  # of an attribute, and in Python before 3.12 of a method
 _OURS = f"{__name__.partition('.')[0]}."
 _DEPTH = 3  # of functions that call functions
 
@@ -58,16 +60,16 @@ def _function(value: Any) -> FunctionType | None:
 
 
 def _sets(function: FunctionType, seen: set[CodeType], depth: int) -> set[str]:
-    """What a function sets, and what those of its module's functions set that it calls."""
+    """What a function sets, and what those functions set that it calls or holds."""
     found: set[str] = set()
+    avalanches = function.__module__.startswith("avalanche.")
     for code in _codes(function.__code__):
         if code in seen:
             continue
         seen.add(code)
-        found |= _sets_itself(code)
-        called = (function.__globals__.get(name) for name in code.co_names) if depth else ()
-        for each in called:
-            if isinstance(each, FunctionType) and not each.__module__.startswith(_OURS):
+        found |= _sets_itself(code, loosely=not avalanches)
+        for each in _functions_in(function, code) if depth else ():
+            if not each.__module__.startswith(_OURS):
                 found |= _sets(each, seen, depth - 1)
     return found
 
@@ -80,12 +82,30 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(constant)
 
 
-def _sets_itself(code: CodeType) -> set[str]:
+def _functions_in(function: FunctionType, code: CodeType) -> Iterator[FunctionType]:
+    """The functions of its module that a function names, its defaults, and those it closes over."""
+    named = (function.__globals__.get(name) for name in code.co_names)
+    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    cells = (cell for cell in function.__closure__ or () if cell != CellType())
+    for each in (*named, *defaults, *(cell.cell_contents for cell in cells)):
+        if isinstance(each, FunctionType):
+            yield each
+
+
+def _sets_itself(code: CodeType, *, loosely: bool) -> set[str]:
+    """What code sets. loosely: the list of plugins may have another name as it is changed."""
+    names = set(code.co_names)
     stored: set[str] = set()
-    if _ATTRIBUTES.keys() & set(code.co_names):
-        stored |= {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_ATTR"}
-    if "setattr" in code.co_names:
+    if "setattr" in names:
         stored |= {each for each in code.co_consts if isinstance(each, str)}
-    if "plugins" in code.co_names and _CHANGES.intersection(code.co_names):
-        stored.add("plugins")
+    if names & _ATTRIBUTES.keys():
+        steps = list(dis.get_instructions(code))
+        stored |= {each.argval for each in steps if each.opname == "STORE_ATTR"}
+        changes = any(
+            one.argval == "plugins" and other.argval in _CHANGES
+            for one, other in pairwise(steps)
+            if one.opname in _LOADS and other.opname in _LOADS
+        )
+        if changes or (loosely and "plugins" in names and names & _CHANGES):
+            stored.add("plugins")
     return {what for attribute, what in _ATTRIBUTES.items() if attribute in stored}

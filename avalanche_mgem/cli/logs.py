@@ -26,12 +26,14 @@ def log_lines(verbose: bool) -> Iterator[None]:
     if not verbose or any(isinstance(handler, _OnStderr) for handler in logger.handlers):
         yield
         return
-    handler, level = _OnStderr(), logger.level
+    handler, before = _OnStderr(), (logger.level, logger.propagate)
     handler.setFormatter(logging.Formatter(_FORMAT, datefmt="%H:%M:%S"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # packages that are imported put handlers of their own on the root
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(level)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]

@@ -146,6 +146,10 @@ class TrainingOptions:
     weight_decay: Annotated[
         float | None, typer.Option(help="Of the optimiser; default: 0, text: 0.01.")
     ] = None
+    validation: Annotated[
+        float,
+        typer.Option(help="Share of each experience's training data to hold out and score on."),
+    ] = 0.0
     device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu"
 
 

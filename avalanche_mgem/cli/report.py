@@ -39,13 +39,14 @@ def report(
         from avalanche_mgem.experiment import load_results
         from avalanche_mgem.report.folder import write_report
         from avalanche_mgem.report.markdown import results_table
-        from avalanche_mgem.results.summary import by_stream
+        from avalanche_mgem.results.summary import by_stream, on_validation
 
         results = load_results(folders, only_methods=names(methods), only_streams=names(streams))
         write_report(results, out, tensorboard=tensorboard)
         console = Console()
         for runs in by_stream(results).values():
-            console.print(results_table(runs, console.width))
+            for each in filter(None, (runs, on_validation(runs))):
+                console.print(results_table(each, console.width))
         lines = [f"Tables and plots: {out}"]
         if tensorboard:
             lines.append(f"Settings and scores: tensorboard --logdir {out / 'tensorboard'}")

@@ -11,7 +11,6 @@ import torch
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import JointTraining
 
-from avalanche_mgem.bridge.experiences import whole_experience
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.experiment.configuration import RunSpecification
 from avalanche_mgem.experiment.early import REFUSALS, check_settings, refusal
@@ -49,7 +48,6 @@ def check_runs(specifications: Sequence[RunSpecification]) -> None:
     check_forms(first.stream, first.model)
     with preserved_random_state(), quiet_avalanche(), missing_packages_told():
         scenario = first.scenario()
-        check_tasks(scenario)
         model = loaded_once(first, scenario).model
         for specification in {s.method.name: s for s in specifications}.values():
             _check_method(replace(specification, model=model), scenario)
@@ -69,15 +67,6 @@ def check_device(name: str) -> None:
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         reason = str(error).split("\n", maxsplit=1)[0]
         raise ValueError(f"device={name!r} cannot be used here: {reason}") from error
-
-
-def check_tasks(scenario: Any) -> None:
-    """Raise ValueError for training experiences that hold samples of several tasks."""
-    if any(whole_experience(experience) is None for experience in scenario.train_stream):
-        raise ValueError(
-            "stream must have training experiences that are a task each, got a blurry one, whose "
-            "experiences hold samples of several: its accuracies make no matrix of tasks"
-        )
 
 
 def _check_method(specification: RunSpecification, scenario: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -31,6 +32,9 @@ from avalanche_mgem.report.markdown import results_table
 from avalanche_mgem.results.csv import write_accuracy_csv, write_csv
 from avalanche_mgem.results.result import RunResult
 from avalanche_mgem.results.store import ResultStore
+from avalanche_mgem.results.summary import on_validation
+
+_LOG = logging.getLogger(__name__)
 
 DEFAULT_STREAM = NamedStream("permuted-digits", {"n_experiences": 10, "train_per_experience": 750})
 
@@ -98,12 +102,15 @@ def compare(
     keyed = {specification.key: specification for specification in specifications}
     finished = {key: result for key in keyed if (result := store.load(key)) is not None}
     todo = {key: specification for key, specification in keyed.items() if key not in finished}
+    for key in keyed:
+        _LOG.info("%s is %s", key, "finished" if key in finished else "to be run")
     if jobs > 1:
         require_picklable(list(todo.values()))
     check_early(list(todo.values()))
     # What is wrong has been told by now, if it can be told without waiting for Avalanche.
     from avalanche_mgem.experiment.checks import check_runs
 
+    _LOG.info("the stream and each method's strategy are made once, to see that they can be")
     check_runs(list(todo.values()))
     store.create()
     with store.locked():
@@ -212,7 +219,8 @@ def _present(results: list[RunResult], store: ResultStore, console: Console) -> 
     write_accuracy_csv(results, store.folder / "accuracy.csv")
     plot_accuracy(results, store.folder / "accuracy.png")
     plot_tradeoff(results, store.folder / "tradeoff.png")
-    console.print(results_table(results, console.width))
+    for each in filter(None, (results, on_validation(results))):
+        console.print(results_table(each, console.width))
     for line in (
         f"Table, plots and runs: {store.folder}",
         f"Watch: tensorboard --logdir {store.folder / 'tensorboard'}",

@@ -37,6 +37,7 @@ _CAME_LATER = (
     "momentum",
     "weight_decay",
     "length_buckets",
+    "validation",
 )  # so that older keys stay what they were
 _PLACES = ("data_root", "download")  # where the data lies decides nothing
 
@@ -55,6 +56,9 @@ class Training:
         optimizer: "sgd", "adam" or "adamw", as torch has them.
         momentum: of SGD, in [0, 1).
         weight_decay: >= 0.
+        validation: share of each experience's training data that is held out and scored on, in
+            [0, 1): drawn with the seed, each class in proportion, see `draw_share`. So settings can
+            be chosen without the test data. 0: none.
         length_buckets: train on batches of texts of similar length, for text streams: the window
             of `LengthBuckets`, in batches. None: batches are drawn as Avalanche draws them.
 
@@ -72,6 +76,7 @@ class Training:
     momentum: float = 0.0
     weight_decay: float = 0.0
     length_buckets: int | None = None
+    validation: float = 0.0
 
     def __post_init__(self) -> None:
         rate = finite("learning_rate", self.learning_rate, minimum=0.0, above=True)
@@ -83,10 +88,13 @@ class Training:
             object.__setattr__(self, "length_buckets", buckets)
         object.__setattr__(self, "device", device_name("device", self.device))
         one_of("optimizer", self.optimizer, OPTIMIZERS)
-        for name in ("momentum", "weight_decay"):
+        for name in ("momentum", "weight_decay", "validation"):
             object.__setattr__(self, name, finite(name, getattr(self, name), minimum=0.0))
         if self.momentum >= 1.0 or (self.momentum and self.optimizer != "sgd"):
             raise ValueError(f"momentum must be below 1 and is SGD's only, got {self.momentum}")
+
+        if self.validation >= 1.0:
+            raise ValueError(f"validation must be a share >= 0 and below 1, got {self.validation}")
 
     def description(self) -> dict[str, Any]:
         """Return what decides a result; what came later, only where it is not the default."""
@@ -163,12 +171,18 @@ class RunSpecification:
     def scenario(self) -> Any:
         """Return the scenario of the run's seed, with all that training needs.
 
+        With a share for validation, it has a validation_stream of what is not trained on.
+
         Raises:
-            ValueError: the stream makes something else, see `complete_scenario`.
+            ValueError: the stream makes something else, see `complete_scenario`; an experience has
+                nothing to hold out, see `with_validation`.
         """
         from avalanche_mgem.streams.benchmarks import complete_scenario
+        from avalanche_mgem.streams.validation import with_validation
 
-        return complete_scenario(self.stream(self.seed))
+        scenario = complete_scenario(self.stream(self.seed))
+        share = self.training.validation
+        return with_validation(scenario, share, seed=self.seed) if share else scenario
 
     @property
     def stream_name(self) -> str:

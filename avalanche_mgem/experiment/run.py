@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,8 +37,11 @@ from avalanche_mgem.experiment.models import bound_to, criterion_of
 from avalanche_mgem.huggingface.generation import CausalAnswers, TextToText
 from avalanche_mgem.huggingface.orthogonality import OrthogonalityMetric
 from avalanche_mgem.model.randomness import preserved_random_state
-from avalanche_mgem.results.result import RunResult
+from avalanche_mgem.results.result import HeldOut, RunResult
 from avalanche_mgem.streams.text import LengthBuckets
+from avalanche_mgem.streams.validation import VALIDATION
+
+_LOG = logging.getLogger(__name__)
 
 Progress = Callable[[float], None]  # the share of the run that is done, in [0, 1]
 
@@ -55,6 +59,7 @@ def run(
 
     Unseen experiences are evaluated too (for FWT), unless the model has heads that grow: evaluating
     those would change the model. The evaluation draws no random number that training would see.
+    Validation data that are held out of training are evaluated as the test data are.
 
     A run whose loss, weights or outputs become NaN or Inf ends in that experience, without an
     error: the result names it, and R is NaN from its row on.
@@ -175,7 +180,15 @@ def _run(specification: RunSpecification, loggers: list[Any], progress: Progress
     divergence = Divergence()  # the last, so that the others have seen all when it ends a training
     evaluator = EvaluationPlugin(accuracy, restriction, *others, divergence, loggers=loggers)
     strategy = build_strategy(specification, scenario, evaluator)
-    seconds, diverged = _train(strategy, scenario, progress, whole, divergence)
+    held_out = specification.training.validation > 0
+    evaluated = [scenario.test_stream, *([scenario.validation_stream] if held_out else [])]
+    run_of = f"{specification.method.name}, seed {specification.seed}"
+    device = specification.training.device
+    _LOG.info("%s: %d experiences on %s", run_of, len(scenario.train_stream), device)
+    seconds, diverged = _train(
+        strategy, scenario.train_stream, evaluated, progress, whole, divergence
+    )
+    _LOG.info("%s: %.1f s of training", run_of, seconds)
     size = len(scenario.train_stream)
     told = {name: value for name, value in restriction.result().items() if math.isfinite(value)}
     timings = {name: told.pop(name) for name in list(told) if name.startswith("Seconds_")}
@@ -193,6 +206,15 @@ def _run(specification: RunSpecification, loggers: list[Any], progress: Progress
         metrics=_means(orthogonality, gating, distance, decisions),
         diverged=diverged,
         masked=accuracy.task_masked("test"),
+        validation=_held_out(accuracy, size, diverged) if held_out else None,
+    )
+
+
+def _held_out(accuracy: AccuracyMatrix, size: int, diverged: int | None) -> HeldOut:
+    return HeldOut(
+        accuracy=_cut(accuracy.result(VALIDATION), size, diverged),
+        baseline=_cut(accuracy.baseline(VALIDATION), size, None if diverged is None else size),
+        masked=_cut(accuracy.task_masked(VALIDATION), size, diverged),
     )
 
 
@@ -230,17 +252,20 @@ def shape_and_classes(scenario: Any) -> tuple[tuple[int, ...], int]:
 
 def _train(
     strategy: Strategy,
-    scenario: Any,
+    stream: Any,
+    evaluated: Sequence[Any],
     progress: Progress,
     whole_stream: bool,
     divergence: Divergence,
 ) -> tuple[float, int | None]:
     """Return the seconds of training, and the experience in which it diverged, if it did."""
     fixed_heads = not any(map(_grows, strategy.model.modules()))
-    parts = [scenario.train_stream] if whole_stream else list(scenario.train_stream)
+    parts = [stream] if whole_stream else list(stream)
     steps, seconds = len(parts) + 1, 0.0
     if fixed_heads:
-        _evaluate(strategy, scenario.test_stream)
+        _evaluate(strategy, evaluated)
+    else:
+        _LOG.info("the heads grow: an experience is evaluated once it has been trained (no FWT)")
     progress(1 / steps)
     for index, part in enumerate(parts):
         divergence.start(strategy)
@@ -253,8 +278,7 @@ def _train(
         seconds += time.perf_counter() - start
         if not divergence.found:
             all_seen = fixed_heads or whole_stream
-            seen = scenario.test_stream if all_seen else scenario.test_stream[: index + 1]
-            _evaluate(strategy, seen)
+            _evaluate(strategy, [each if all_seen else each[: index + 1] for each in evaluated])
         if divergence.found:
             progress(1.0)
             return seconds, index
@@ -268,6 +292,7 @@ def _grows(module: nn.Module) -> bool:
     return isinstance(module, DynamicModule) and not isinstance(module, TextToText | CausalAnswers)
 
 
-def _evaluate(strategy: Strategy, stream: Any) -> None:
-    with preserved_random_state():
-        strategy.eval(stream)
+def _evaluate(strategy: Strategy, streams: Sequence[Any]) -> None:
+    for stream in streams:
+        with preserved_random_state():
+            strategy.eval(stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import pickle
@@ -11,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from logging.handlers import QueueHandler
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from avalanche_mgem.results.store import ResultStore
 Report = Callable[[str, float], None]  # key of a run and the share of it that is done
 Outcome = tuple[str, RunResult | BaseException]
 
+_LOG = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
 _PATIENCE_SECONDS = 3.0
 _report_queue: Any = None  # set in each worker process when it starts
@@ -49,6 +52,7 @@ def run_here(
     specifications: Mapping[str, RunSpecification], store: ResultStore, report: Report
 ) -> Generator[Outcome, None, None]:
     """Run one after the other in this process; yield (key, result or exception)."""
+    _LOG.info("%d runs in this process", len(specifications))
     for key, specification in specifications.items():
         try:
             yield key, _run_and_save(key, specification, store.folder, report)
@@ -62,7 +66,7 @@ def run_in_workers(
     """Run in `jobs` processes; yield (key, result or exception) as they finish.
 
     The workers end with the last run, with an exception in the caller, and with this process,
-    however it ends.
+    however it ends. What they log is logged in this process.
 
     Raises:
         WorkerDiedError: a worker ended before its run did.
@@ -70,7 +74,9 @@ def run_in_workers(
     context = multiprocessing.get_context("spawn")
     reports = context.Queue()
     threads = max(1, available_cores() // jobs)
-    pool = ProcessPoolExecutor(jobs, context, _start_worker, (reports, threads))
+    level = _package_log().getEffectiveLevel()
+    _LOG.info("%d runs in %d worker processes, %d threads each", len(specifications), jobs, threads)
+    pool = ProcessPoolExecutor(jobs, context, _start_worker, (reports, threads, level))
     with _stopped_on_error(pool):
         with _interrupts_held_back():  # by the children, too, while they start
             futures = {
@@ -80,10 +86,24 @@ def run_in_workers(
         pending: set[Future[RunResult]] = set(futures)
         while pending:
             done, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
-            while not reports.empty():
-                report(*reports.get())
+            _pass_on(reports, report)
             for future in done:
                 yield futures[future], _outcome(future)
+    _pass_on(reports, report)
+
+
+def _pass_on(reports: Any, report: Report) -> None:
+    """Report and log what the workers have sent."""
+    while not reports.empty():
+        sent = reports.get()
+        if isinstance(sent, logging.LogRecord):
+            logging.getLogger(sent.name).handle(sent)
+        else:
+            report(*sent)
+
+
+def _package_log() -> logging.Logger:
+    return logging.getLogger("avalanche_mgem")
 
 
 def require_picklable(specifications: Sequence[RunSpecification]) -> None:
@@ -123,11 +143,13 @@ def _run_and_save(
     return result
 
 
-def _start_worker(reports: Any, threads: int) -> None:
+def _start_worker(reports: Any, threads: int, log_level: int) -> None:
     import torch
 
     global _report_queue  # noqa: PLW0603  # the one thing that a worker process is told
     _report_queue = reports
+    _package_log().setLevel(log_level)
+    _package_log().addHandler(QueueHandler(reports))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent alone acts on it
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     torch.set_num_threads(threads)

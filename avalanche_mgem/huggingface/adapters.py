@@ -7,6 +7,7 @@ of, which is its `base_layer`.
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from avalanche_mgem.arguments import bounded_int, finite, flag
+from avalanche_mgem.huggingface.adaptable import adapted_names
 from avalanche_mgem.huggingface.loading import require
+from avalanche_mgem.huggingface.undoing import all_or_nothing
 from avalanche_mgem.model.heads import Heads, check_heads
 from avalanche_mgem.model.layers import find_heads
 from avalanche_mgem.model.randomness import RandomStream
@@ -27,7 +30,19 @@ from avalanche_mgem.model.targets import (
     check_target_modules,
     inside,
     is_lora,
-    target_names,
+)
+from avalanche_mgem.model.tuners import adapter_kinds
+
+_NOTHING = "(?!)"  # a regular expression that matches nothing
+_MOST_LISTED = 12
+
+_KNOWN_WARNINGS = (
+    # Said to those who may not know that there are adapters already.
+    "Already found a `peft_config`",
+    # Which way round a layer's weight lies peft sees by itself, and tells.
+    "fan_in_fan_out is set to",
+    # That the pattern which matches nothing is another than the layers of the state dict.
+    "While injecting the PEFT adapters, an inconsistency",
 )
 
 
@@ -69,6 +84,23 @@ def adapter_names(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(name for layer in layers for name in layer.lora_A))
 
 
+def require_own(model: nn.Module, names: list[str], plugin: object) -> None:
+    """Raise ValueError where a model has adapters of other names or kinds, or merged ones."""
+    others = {kind: where for kind, where in adapter_kinds(model).items() if kind != "LoRA"}
+    if others or adapter_names(model) != names:
+        known = ", ".join(adapter_names(model) or others)
+        raise ValueError(
+            f"model has adapters already, {known}, which {type(plugin).__name__} did not make: "
+            "merge them into the model first (peft's merge_and_unload)"
+        )
+    merged = [name for name, layer in lora_layers(model).items() if layer.merged]
+    if merged:
+        raise ValueError(
+            f"the adapters of {', '.join(merged[:3])} and others are merged into the weights: "
+            "unmerge them before training on"
+        )
+
+
 def add_adapter(
     model: nn.Module, name: str, adapter: Adapter, *, seed: int, device: torch.device
 ) -> None:
@@ -76,7 +108,8 @@ def add_adapter(
 
     The new adapter says nothing until it is trained (B is zero), and all adapters are active: their
     outputs add up. Earlier ones are frozen, and with the first all of the model but its heads.
-    Whatever the model gets later is left alone. Global random states are left as they are.
+    Whatever the model gets later is left alone. Global random states are left as they are. Where
+    anything fails, the model is as it was.
 
     Args:
         model: that is changed.
@@ -86,57 +119,23 @@ def add_adapter(
         device: of the strategy, whose random state is preserved too.
 
     Raises:
-        ValueError: no layer can take an adapter, or a name or pattern matches nothing.
+        ValueError: no layer can take an adapter, a name or pattern matches nothing, or peft refuses
+            a layer or adapts others than those that are meant.
     """
-    peft = require("peft")
     before = lora_layers(model)
     earlier = {id(p) for layer in before.values() for p in _adapter_parameters(layer)}
     trained = {id(p) for p in _trained(model, adapter, whole=bool(before))} - earlier
-    targets = list(before) or adapted_names(model, adapter.target_modules, adapter.heads)
-    config = peft.LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,
-        lora_dropout=adapter.dropout,
-        # A regular expression: a name in a list would match all names that end with it.
-        target_modules="|".join(map(re.escape, targets)),
+    targets = list(before) or adapted_names(
+        model, adapter.target_modules, adapter.heads, rank=adapter.rank
     )
-    with RandomStream(seed).active(device), warnings.catch_warnings():
-        # Said to those who may not know that there are adapters already.
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")
-        # Which way round a layer's weight lies peft sees by itself, and tells.
-        warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
-        peft.inject_adapter_in_model(config, model, adapter_name=name)
-    active = adapter_names(model)
-    for layer in lora_layers(model).values():
-        layer.set_adapter(active)
-        trained |= {id(p) for p in _adapter_parameters(layer, name)}
-    _train_only(model, trained)
-
-
-def adapted_names(
-    model: nn.Module, target_modules: TargetModules, heads: Heads = None
-) -> list[str]:
-    """Return the names of the layers of `model` that get adapters, in module order.
-
-    Args:
-        model: without adapters yet.
-        target_modules: see `avalanche_mgem.huggingface.LoRAPlugin`.
-        heads: the output heads, which get none.
-
-    Raises:
-        ValueError: there is no such layer, or a name or pattern matches nothing.
-    """
-    tops = find_heads(model, heads)
-    layers = dict(_adaptable(model))
-    free = {n: m for n, m in layers.items() if not any(inside(n, top) for top in tops)}
-    if not free:
-        raise ValueError(
-            "model has no layer that can take an adapter, which are Linear, Conv2d and Conv1D and "
-            f"no output heads; heads: {', '.join(tops) or 'none'}"
-        )
-    if target_modules is None and (usual := _usual(model, free)):
-        return usual
-    return target_names(model, free, target_modules)
+    with all_or_nothing(model):
+        with RandomStream(seed).active(device):
+            _inject(model, name, adapter, targets)
+        active = adapter_names(model)
+        for layer in lora_layers(model).values():
+            layer.set_adapter(active)
+            trained |= {id(p) for p in _adapter_parameters(layer, name)}
+        _train_only(model, trained)
 
 
 def freeze_heads(model: nn.Module, heads: Heads = None) -> None:
@@ -196,31 +195,54 @@ def _output_embeddings(model: nn.Module) -> Iterator[str]:
             yield names[output]
 
 
-def _adaptable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The layers that could take an adapter. Parts of nn.MultiheadAttention are never called."""
-    closed: str | None = None
-    for name, module in model.named_modules():
-        if closed is not None and inside(name, closed):
-            continue
-        if isinstance(module, nn.MultiheadAttention):
-            closed = name
-        elif isinstance(module, nn.Linear | nn.Conv2d) or type(module).__name__ == "Conv1D":
-            yield name, module
+def _inject(model: nn.Module, name: str, adapter: Adapter, targets: list[str]) -> None:
+    """Have peft put an adapter into each of `targets`, and into nothing else."""
+    peft = require("peft")
+    has_adapters = bool(lora_layers(model))
+    # A regular expression: a name in a list would match all names that end with it.
+    pattern = "|".join(map(re.escape, targets))
+    config = peft.LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=pattern,
+    )
+    exactly: dict[str, Any] = {}
+    if "state_dict" in inspect.signature(peft.inject_adapter_in_model).parameters:
+        # In mixtures of experts peft (0.19 and newer) takes a pattern for the last parts of the
+        # names that it matches, or for parameters of the experts. A state dict is not reinterpreted
+        # where the pattern matches nothing.
+        config.target_modules = _NOTHING
+        exactly["state_dict"] = dict.fromkeys(f"{target}.lora_A.weight" for target in targets)
+    with warnings.catch_warnings():
+        for message in _KNOWN_WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        try:
+            peft.inject_adapter_in_model(config, model, adapter_name=name, **exactly)
+        except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
+            # A layer of adapters has the new one in half, any other has not been replaced.
+            n_done = len(_having(model, name)) - has_adapters
+            failed = targets[min(max(n_done, 0), len(targets) - 1)]
+            raise ValueError(
+                f"target_modules: peft puts no adapter of rank={adapter.rank} into {failed!r}: "
+                f"{error}"
+            ) from error
+    config.target_modules = pattern
+    if (adapted := _having(model, name)) != targets:
+        raise ValueError(
+            f"target_modules: peft adapts {_listed(adapted)} where {_listed(targets)} are meant; "
+            "name layers that it adapts alike, such as the last part of a name in all blocks"
+        )
 
 
-def _usual(model: nn.Module, free: dict[str, nn.Module]) -> list[str]:
-    """Return the layers that peft takes in models of this kind; none where it knows it not."""
-    from peft.utils import constants
+def _having(model: nn.Module, adapter: str) -> list[str]:
+    """Return the names of the layers that have an adapter of this name."""
+    return [name for name, layer in lora_layers(model).items() if adapter in layer.lora_A]
 
-    known: dict[str, Any] = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-    for module in model.modules():
-        targets = known.get(getattr(getattr(module, "config", None), "model_type", None) or "")
-        if isinstance(targets, str):
-            return [name for name in free if re.fullmatch(targets, name)]
-        if targets:
-            # By the last part: which of the names a model has differs between its versions.
-            return [name for name in free if name.rpartition(".")[2] in targets]
-    return []
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+    return f"{len(names)} layers ({', '.join(names[:_MOST_LISTED])}{more})"
 
 
 def _train_only(model: nn.Module, trained: set[int]) -> None:

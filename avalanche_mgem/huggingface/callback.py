@@ -45,6 +45,13 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
     The Trainer clips gradients before `on_pre_optimizer_step`: the norm that it clips and logs is
     that of all rows, the masked ones too.
 
+    With gradient_accumulation_steps=k, transformers 5 divides the loss by k for models alone that
+    take no further keywords, and leaves it to all others to divide theirs by `num_items_in_batch`.
+    Losses that do not (the classifiers of BERT, RoBERTa, DistilBERT and Llama, masked language
+    models, T5) make gradients k times as long as one batch of that size does. Masks are not changed
+    by it, nor are steps of Adam; those of SGD are k times as long, and a norm is clipped k times as
+    early. `trainer.model_accepts_loss_kwargs = False`, before `train()`, undoes it.
+
     A Trainer that resumes from one of its checkpoints knows which task it was if it is given
     `restore_callback_states_from_checkpoint`; it then puts a callback of its own in the place of
     the one that it was handed. Otherwise set `tasks`.

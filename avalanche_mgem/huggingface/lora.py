@@ -26,10 +26,13 @@ from avalanche_mgem.huggingface.adapters import (
     add_adapter,
     freeze_heads,
     give_to,
-    lora_layers,
+    require_own,
 )
+from avalanche_mgem.huggingface.beside import refuse_beside_adapters
 from avalanche_mgem.huggingface.loading import require
-from avalanche_mgem.huggingface.orthogonality import Penalty, orthogonality_penalty
+from avalanche_mgem.huggingface.orthogonality import Penalty, adapter_norms, orthogonality_penalty
+from avalanche_mgem.huggingface.undoing import all_or_nothing
+from avalanche_mgem.huggingface.unused import require_gradients
 from avalanche_mgem.model.heads import Heads
 from avalanche_mgem.model.targets import TargetModules
 
@@ -42,12 +45,15 @@ class LoRAPlugin(SupervisedPlugin):
     parameters to the optimiser: puts the adapter into `strategy.model` in place, freezes all else
     but output heads, and has the optimiser forget what is frozen. What the model gets later, such
     as the heads of new tasks, trains. A model that has this plugin's adapter already, from an
-    earlier run or as a copy, keeps it. Frozen parameters do not move by a bit under any optimiser
-    of torch; running statistics of batch norm do, as they are no parameters. Source: "LoRA:
-    Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), by peft; the defaults are
-    those of MIGU's experiments (arXiv 2406.17245).
+    earlier run or as a copy, keeps it. Where an error ends that, model and optimiser are as they
+    were. Frozen parameters do not move by a bit under any optimiser of torch; running statistics of
+    batch norm do, as they are no parameters. Source: "LoRA: Low-Rank Adaptation of Large Language
+    Models" (arXiv 2106.09685), by peft; the defaults are those of MIGU's experiments (arXiv
+    2406.17245).
 
-    Beside MIGU (MIGUPlugin), A is gated by its own output and B by the combined one.
+    On `after_backward` of the first step it looks whether each adapter has a gradient: the layers
+    of some models are never called, and an adapter there has no effect. Beside MIGU (MIGUPlugin), A
+    is gated by its own output and B by the combined one.
 
     Args:
         rank: r, of A and B.
@@ -55,9 +61,11 @@ class LoRAPlugin(SupervisedPlugin):
         dropout: of the adapter's input, in [0, 1).
         target_modules: the layers that get adapters. None: what peft takes in models of this kind
             (query and value projections, mostly); where it knows no such kind, every Linear,
-            Conv2d and Conv1D (gpt2's) layer whose weight is not shared. "all-linear", a regular
-            expression on whole names, or a list of names or their last parts, as peft's, but each
-            of a list must match. Output heads get none.
+            Conv2d and Conv1D (gpt2's) layer whose weight is not shared and that can take one.
+            "all-linear" (with a warning for those that cannot), a regular expression on whole
+            names, or a list of names or their last parts, as peft's, but each of a list must match,
+            and in mixtures of experts too only the layers of these names get adapters. Experts that
+            are kept as one parameter are no layers. Output heads get none.
         train_heads: whether the output heads are trained. A language model's own output layer is
             not, unless `heads` names it.
         heads: the output heads, names or shell patterns; None: the usual ones, see
@@ -66,11 +74,18 @@ class LoRAPlugin(SupervisedPlugin):
             states are never drawn from by the plugin (dropout draws, as all dropout does).
 
     Raises:
-        ValueError: an argument out of range, at construction; at the first experience, a model
-            without a layer that can be adapted, names that match none (with the nearest ones), a
-            model that has adapters of somebody else.
+        ValueError: an argument out of range, at construction; at the first experience, a plugin of
+            Avalanche that does not go together with frozen parameters or with adapters, a model
+            without a layer that can be adapted, names that match none (with the nearest ones) or a
+            layer that no adapter fits, such as a convolution whose groups do not divide the rank,
+            a model that has adapters of somebody else; in the first step, a named target whose
+            layers have no gradient.
+        RuntimeError: no adapter has a gradient in the first step.
         ImportError: peft is not installed.
     """
+
+    _has_new = False  # whether there is an adapter that has had no step
+    _one_each_task = False
 
     def __init__(
         self,
@@ -92,27 +107,35 @@ class LoRAPlugin(SupervisedPlugin):
 
     def before_train_dataset_adaptation(self, strategy: Strategy, **kwargs: Any) -> None:
         """Put the adapter into the model where it has none yet."""
+        refuse_beside_adapters(strategy, self, one_each_task=self._one_each_task)
         known = adapter_names(strategy.model)
-        own = [self._name(index) for index in range(len(known))]
-        if known != own:
-            raise ValueError(
-                f"model has adapters already, {', '.join(known)}, which {type(self).__name__} did "
-                "not make: merge them into the model first (peft's merge_and_unload)"
-            )
-        _require_unmerged(strategy.model)
+        require_own(strategy.model, [self._name(index) for index in range(len(known))], self)
         if not self._wants_one(strategy.experience, len(known)):
             return
         index = len(known)
         # Each adapter from a seed of its own: a resumed run draws the same, with nothing to keep.
         seed = int(np.random.SeedSequence([self._seed, index]).generate_state(1)[0])
         name, device = self._name(index), strategy.device
-        add_adapter(strategy.model, name, self.adapter, seed=seed, device=device)
-        give_to(strategy.optimizer, strategy.model)
+        with all_or_nothing(strategy.model, strategy.optimizer):
+            add_adapter(strategy.model, name, self.adapter, seed=seed, device=device)
+            give_to(strategy.optimizer, strategy.model)
+        self._has_new = True
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Freeze heads that have come since (train_heads=False)."""
         if not self.adapter.train_heads:
             freeze_heads(strategy.model, self.adapter.heads)
+
+    def after_backward(self, strategy: Strategy, **kwargs: Any) -> None:
+        """Name layers whose new adapter has no gradient."""
+        if self._has_new and (names := adapter_names(strategy.model)):
+            targets, penalised = self.adapter.target_modules, self._is_penalised()
+            require_gradients(strategy.model, names[-1], targets, zero_is_none=penalised)
+        self._has_new = False
+
+    def _is_penalised(self) -> bool:
+        """Whether the loss has a term that gives every adapter a gradient."""
+        return False
 
     def _name(self, index: int) -> str:
         return "lora"
@@ -127,18 +150,35 @@ class IncLoRAPlugin(LoRAPlugin):
     Earlier adapters stay active and are frozen to the bit; the outputs of all add up, in training
     and at test time, where no task label is needed. They are called task0, task1 and so on, and
     their number is that of the tasks trained on: an experience that is trained on twice is two
-    tasks. Runs on `before_train_dataset_adaptation` of every task's first experience. Everything
-    else, and the arguments, as `LoRAPlugin`. Source: the baseline of "Orthogonal Subspace Learning
-    for Language Model Continual Learning" (arXiv 2310.14152).
+    tasks, one whose training an error has ended and begins again is one. Runs on
+    `before_train_dataset_adaptation` of every task's first experience. Everything else, and the
+    arguments, as `LoRAPlugin`. Source: the baseline of "Orthogonal Subspace Learning for Language
+    Model Continual Learning" (arXiv 2310.14152).
 
     Raises:
-        ValueError: as `LoRAPlugin`; an online stream that does not tell its task boundaries.
+        ValueError: as `LoRAPlugin`; an online stream that does not tell its task boundaries; a
+            plugin of Avalanche that does not go together with parameters that come with each task.
     """
+
+    _one_each_task = True
+    _unfinished: tuple[int, int] | None = None  # the experience in training, and how many adapters
+
+    def before_train_dataset_adaptation(self, strategy: Strategy, **kwargs: Any) -> None:
+        """Put an adapter into the model where a task starts."""
+        super().before_train_dataset_adaptation(strategy, **kwargs)
+        n_adapters = len(adapter_names(strategy.model))
+        self._unfinished = (strategy.experience.current_experience, n_adapters)
+
+    def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
+        """Note that the experience has ended."""
+        self._unfinished = None
 
     def _name(self, index: int) -> str:
         return f"task{index}"
 
     def _wants_one(self, experience: Any, known: int) -> bool:
+        if known > 0 and self._unfinished == (experience.current_experience, known):
+            return False
         boundary = task_boundary(experience)
         if not boundary.known:
             raise ValueError(
@@ -154,9 +194,11 @@ class OLoRAPlugin(IncLoRAPlugin):
 
     On `before_backward` the loss gets orthogonality * sum over layers and earlier adapters i of the
     absolute values of the entries of A_t A_i', so that the tasks' adapters read different subspaces
-    of their inputs. Source: "Orthogonal Subspace Learning for Language Model Continual Learning"
-    (arXiv 2310.14152). The L2 penalty on the new adapter that the authors' code can add is left to
-    the optimiser's weight decay.
+    of their inputs. With a norm_penalty it also gets norm_penalty * sum over layers of ||A_t|| +
+    ||B_t||, Frobenius norms that are not squared, in the first task too: the second term of the
+    authors' code, which is not in their paper. It is no weight decay, which is the gradient of the
+    squares and shrinks large weights more. Source: "Orthogonal Subspace Learning for Language Model
+    Continual Learning" (arXiv 2310.14152).
 
     Args:
         orthogonality: the weight of the penalty, >= 0; 0 is IncLoRA. The default is the authors'
@@ -164,14 +206,17 @@ class OLoRAPlugin(IncLoRAPlugin):
         rank, alpha, dropout, target_modules, train_heads, heads, seed: as `LoRAPlugin`.
         penalty: "absolute", as the authors' code, or "squared": the squares of the entries, as in
             their paper.
+        norm_penalty: the weight of the norms, >= 0; the authors' scripts have 0, 0.1 and 0.3.
 
     Attributes:
         last_penalty: the sum of the last iteration, 0-dim, without its weight; None in the first
             task. `orthogonality_metrics` logs it.
 
     Raises:
-        ValueError: as `IncLoRAPlugin`, and for orthogonality and penalty.
+        ValueError: as `IncLoRAPlugin`, and for orthogonality, penalty and norm_penalty.
     """
+
+    norm_penalty = 0.0  # of plugins in checkpoints of older versions
 
     def __init__(
         self,
@@ -185,6 +230,7 @@ class OLoRAPlugin(IncLoRAPlugin):
         heads: Heads = None,
         seed: int | None = None,
         penalty: Penalty = "absolute",
+        norm_penalty: float = 0.0,
     ) -> None:
         super().__init__(
             rank,
@@ -197,6 +243,7 @@ class OLoRAPlugin(IncLoRAPlugin):
         )
         self.orthogonality = finite("orthogonality", orthogonality, minimum=0)
         self.penalty = one_of("penalty", penalty, ("absolute", "squared"))
+        self.norm_penalty = finite("norm_penalty", norm_penalty, minimum=0)
         self.last_penalty: Tensor | None = None
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
@@ -205,18 +252,14 @@ class OLoRAPlugin(IncLoRAPlugin):
         self.last_penalty = None
 
     def before_backward(self, strategy: Strategy, **kwargs: Any) -> None:
-        """Add the penalty to the loss."""
+        """Add the penalties to the loss."""
         with torch.set_grad_enabled(self.orthogonality > 0):
             penalty = orthogonality_penalty(strategy.model, self.penalty)  # type: ignore[arg-type]
         if penalty is not None and self.orthogonality > 0:
             strategy.loss = strategy.loss + self.orthogonality * penalty
         self.last_penalty = None if penalty is None else penalty.detach()
+        if self.norm_penalty > 0 and (norms := adapter_norms(strategy.model)) is not None:
+            strategy.loss = strategy.loss + self.norm_penalty * norms
 
-
-def _require_unmerged(model: Any) -> None:
-    merged = [name for name, layer in lora_layers(model).items() if layer.merged]
-    if merged:
-        raise ValueError(
-            f"the adapters of {', '.join(merged[:3])} and others are merged into the weights: "
-            "unmerge them before training on"
-        )
+    def _is_penalised(self) -> bool:
+        return self.norm_penalty > 0

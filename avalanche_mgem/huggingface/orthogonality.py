@@ -45,6 +45,24 @@ def orthogonality_penalty(model: nn.Module, penalty: Penalty = "absolute") -> Te
     return torch.stack([each.to(sums[0].device) for each in sums]).sum() if sums else None
 
 
+def adapter_norms(model: nn.Module) -> Tensor | None:
+    """Return the sum over layers of ||A|| + ||B||, A and B those of the newest adapter; 0-dim.
+
+    The norms are Frobenius norms, not squared. None where there is no adapter. Source: the code of
+    O-LoRA (arXiv 2310.14152), whose paper has no such term.
+    """
+    newest = "".join(adapter_names(model)[-1:])
+    weights = [
+        adapters[newest].weight
+        for layer in lora_layers(model).values()
+        for adapters in (layer.lora_A, layer.lora_B)
+        if newest in adapters
+    ]
+    norms = [torch.linalg.vector_norm(weight) for weight in weights]
+    # Layers of a large model may be on several devices.
+    return torch.stack([norm.to(norms[0].device) for norm in norms]).sum() if norms else None
+
+
 @runtime_checkable
 class ShowsPenalty(Protocol):
     """A plugin that shows the penalty of its last iteration, 0-dim; None where there was none."""

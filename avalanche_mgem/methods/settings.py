@@ -97,6 +97,7 @@ MGEM_RULES: dict[str, Rule] = {
     "unassigned_parameters": _choice("error", "free", "module"),
     "unused_parameters": _choice("exclude", "include"),
     "memory_passes": _choice("auto", "loop", "grouped"),
+    "memory_transform": _choice("eval", "train"),
     "memory_batch_size": _optional(_whole()),
     "refresh_every": _whole(),
     "max_row_bytes": _optional(_whole()),

@@ -80,6 +80,8 @@ class RowGate:
         draws: how many steps have drawn their rows (score="random").
     """
 
+    _hooks_are_enough = False  # to hold rows: seen in a step of this experience
+
     def __init__(
         self,
         mask_fraction: float = 0.7,
@@ -122,7 +124,6 @@ class RowGate:
         self._kept: dict[str, Tensor] | None = None
         self._over = False  # whether the step is, so that its scores are to be forgotten
         self._hold: StepHold | None = None
-        self._hooks_are_enough = False  # to hold rows: seen in a step of this experience
         self._resolved: list[GatedLayer] | None = None  # the layers of these names, for a step
         self._hidden: list[tuple[nn.Parameter, Tensor]] = []  # gradients of what is ungated
         self.draws = 0
@@ -181,7 +182,8 @@ class RowGate:
         layers = self._layers(model)
         if self._heads_unseen:
             # Whatever may turn out to be no head is recorded too, so that this step masks it.
-            layers = find_gated_layers(model, self.target_modules, heads=(), fused=self.fused)
+            every = find_gated_layers(model, self.target_modules, heads=(), fused=self.fused)
+            layers = self._as_seen(model, every)
             self._heads.open(gateable_layers(model))
         if self.score == "output":
             masks = self._token_masks(batch) if self.ignore_padding else None
@@ -218,13 +220,15 @@ class RowGate:
         """Take the scores of this step, without choosing by them: all rows may move.
 
         Raises:
-            RuntimeError: score="output", and no output of a gated layer was seen in this step.
+            RuntimeError: score="output", and no output of a gated layer was seen in this step,
+                though none is frozen: those that are may be the ones that are called.
         """
         self.last_scores, self.last_mask = self._scores(model), None
         layers = self._layers(model)
         if self.score == "output" and self.last_scores:
             self._see_uncalled([each for each in layers if each.name not in self.last_scores])
-        if self.score == "output" and layers and not self.last_scores:
+        all_train = len(layers) == len(self.names)
+        if self.score == "output" and layers and all_train and not self.last_scores:
             known = ", ".join(layer.name for layer in layers)
             raise RuntimeError(
                 "no output of a gated layer was seen in this step: the loss was computed around "
@@ -252,6 +256,9 @@ class RowGate:
         if self._lost != lost:
             self._lost = lost
             warnings.warn(f"{said}; they train freely", stacklevel=3)
+
+    def _as_seen(self, model: nn.Module, layers: list[GatedLayer]) -> list[GatedLayer]:
+        return [as_product(model, each) if self._tried(each) else each for each in layers]
 
     def _tried(self, layer: GatedLayer) -> bool:
         return layer.name in self._by_product
@@ -342,7 +349,7 @@ class RowGate:
     def _layers(self, model: nn.Module) -> list[GatedLayer]:
         if self._resolved is None:
             found = resolve_gated_layers(model, self.names, fused=self.fused)
-            self._resolved = [as_product(model, e) if self._tried(e) else e for e in found]
+            self._resolved = self._as_seen(model, found)
         return self._resolved
 
     def _scores(self, model: nn.Module) -> dict[str, Tensor]:

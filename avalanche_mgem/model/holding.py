@@ -117,12 +117,15 @@ class HeldRows:
         }
 
     def _tensors(self) -> Iterator[tuple[tuple[int, str], Tensor, Slices]]:
-        """What has such rows and where: the parameter, and its state by optimiser and key."""
+        """What has such rows and where: state by optimiser and key, and last the parameter.
+
+        SAM lets a parameter be what it keeps of it.
+        """
         parameter = self._rows.parameter
-        yield (-1, ""), parameter.detach(), self._rows.slices
         for number, optimizer in enumerate(self._optimizers):
             for key, tensor, slices in _state_rows(self._rows, _state_of(parameter, optimizer)):
                 yield (number, key), tensor, slices
+        yield (-1, ""), parameter.detach(), self._rows.slices
 
     def have_moved(self) -> bool:
         """Whether the parameter has changed in these rows."""
@@ -146,11 +149,11 @@ class HeldWhole:
         self._copies = {key: tensor.clone() for key, tensor in self._tensors()}
 
     def _tensors(self) -> Iterator[tuple[tuple[int, str], Tensor]]:
-        yield (-1, ""), self._parameter.detach()
         for number, optimizer in enumerate(self._optimizers):
             for key, value in _state_of(self._parameter, optimizer).items():
                 if isinstance(value, Tensor) and value.shape == self._parameter.shape:
                     yield (number, key), value
+        yield (-1, ""), self._parameter.detach()
 
     def have_moved(self) -> bool:
         """Whether the parameter has changed."""

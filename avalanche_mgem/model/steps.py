@@ -97,8 +97,9 @@ class StepRecorder:
         metric: sqrt(w), one number a parameter; after `finish`.
     """
 
+    _scale: float | None = None  # c
+
     def __init__(self) -> None:
-        self._scale: float | None = None  # c
         self.forget()
 
     def forget(self) -> None:

@@ -62,6 +62,9 @@ class ClipGradientPlugin(SupervisedPlugin):
         self._norm: Tensor | None = None
         self._watch = StepWatch()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({"_watch": StepWatch(), **state})  # of a checkpoint that is older
+
     @property
     def last_norm(self) -> float | None:
         """The norm before clipping of the last gradient of the last iteration."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
@@ -17,6 +18,7 @@ from avalanche_mgem.bridge.collation import Collate, collate_of
 from avalanche_mgem.bridge.distributed import require_unused
 from avalanche_mgem.bridge.epochs import forget_epoch, when_the_epoch_begins
 from avalanche_mgem.bridge.finite import all_finite
+from avalanche_mgem.bridge.frozen import refuse_beside_frozen
 from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard, place
 from avalanche_mgem.bridge.optimizers import optimizers_of
 from avalanche_mgem.bridge.paths import forget_steps, show_gradients
@@ -45,6 +47,8 @@ from avalanche_mgem.restriction.similarity import (
     similarities,
     trained_by_module,
 )
+
+_LOG = logging.getLogger(__name__)
 
 Mode = Literal["adaptive", "frozen", "initialized"]
 Granularity = Literal["model", "module"]
@@ -120,14 +124,18 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
     reference="start" that of g_t besides while a task trains. It is part of a checkpoint.
 
     Raises:
-        ValueError: an argument out of range, at construction; modules, heads or numbers that do not
-            fit the model, a model without a trainable parameter outside its heads, a stream without
-            boundaries and no `decide_every`, samples that make no batch, a gradient to be measured
-            before lazy layers have their shapes: before the first iteration. With mode="adaptive",
-            another plugin changes minibatches or outputs on its events: before the first step.
+        ValueError: an argument out of range, at construction; a plugin of Avalanche that does not
+            go together with frozen parameters (MIR, RWalk), before training; modules, heads or
+            numbers that do not fit the model, a model without a trainable parameter outside its
+            heads, a stream without boundaries and no `decide_every`, samples that make no batch, a
+            gradient to be measured before lazy layers have their shapes: before the first
+            iteration. With mode="adaptive", another plugin changes minibatches or outputs on its
+            events: before the first step.
         FloatingPointError: what is not finite (on_nonfinite="raise"), before the optimiser's step;
             running statistics have seen the minibatch by then.
     """
+
+    _hold: StepHold | None = None  # in a step of an optimiser that may move what is frozen
 
     def __init__(
         self,
@@ -177,7 +185,6 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         sequence = np.random.SeedSequence(torch.initial_seed() if seed is None else seed)
         self._probe = GradientProbe(probe_batches, int(sequence.generate_state(1)[0]))
         self._freezer = Freezer()
-        self._hold: StepHold | None = None
         self._heads_seen = HeadWatch()
         self._heads_known: tuple[str, ...] | None = None  # by the last task that has ended
         self._watches = False  # for the next forward pass to show the heads
@@ -202,6 +209,8 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
 
     def before_training(self, strategy: Strategy, **kwargs: Any) -> None:
         """Thaw what an interrupted training left frozen; begin anew in a new strategy."""
+        if self.mode != "initialized":
+            refuse_beside_frozen(strategy, self)
         forget_epoch(strategy)
         model = unwrapped(strategy.model)
         self._freezer.release(model)
@@ -370,6 +379,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         if self.mode == "adaptive" and (at_start or self._earlier):
             gradient = self._gradient(strategy, strategy.experience.dataset, blocks)
         self.last_decision = first_of_all(self._decision(blocks, gradient))
+        _LOG.info("hybrid magnitude: %s", self.last_decision)
         if self._boundary.known:
             self._now = gradient if at_start else {}
         else:

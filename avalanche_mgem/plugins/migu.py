@@ -32,7 +32,9 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
     floor(mask_fraction * out) rows of W with the smallest n_i are held still in that step. Runs on
     `before_forward` and `after_forward` (n), `before_update` (the mask) and `after_update`. Clip
     gradients after it. Source: "Unlocking Continual Learning Abilities in Language Models" (arXiv
-    2406.17245, eq. 3-6).
+    2406.17245, eq. 3-6). The authors' code masks what is below the T-quantile of n, which is
+    ceil(T * (out - 1)) rows: with T = 0.7 one more than here where out ends in 4 or 7 (of 1,024
+    rows 717 against 716), else as many. Of rows with equal n it keeps all, here the first are kept.
 
     Steps that accumulate gradients: n is summed over all forward passes since the last
     `after_update`, so a strategy must trigger `before_update` and `after_update` only where its

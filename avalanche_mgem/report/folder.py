@@ -18,6 +18,7 @@ from avalanche_mgem.results.summary import (
     FURTHER,
     by_method,
     by_stream,
+    on_validation,
     require_runs,
     stream_length,
 )
@@ -36,7 +37,8 @@ def write_report(
 ) -> list[Path]:
     """Write tables and pictures of finished runs into a folder, in one of its own for each stream.
 
-    With one stream, the files lie in out itself: table.md and table.tex; scores.md and scores.tex
+    With one stream, the files lie in out itself: table.md, with a second table of the scores on
+    validation data where there are some, and table.tex; scores.md and scores.tex
     with the further scores; results.csv, accuracy.csv; accuracy, tradeoff, forgetting and heatmaps,
     each as .png and .pdf. An earlier report is replaced: its files that this one does not have are
     removed, others' files stay.
@@ -93,7 +95,8 @@ def _write_stream(runs: Sequence[RunResult], folder: Path) -> dict[str, Figure]:
     from avalanche_mgem.report.figures.canvas import pdf, png
 
     folder.mkdir(exist_ok=True)
-    write_atomically(folder / "table.md", markdown_table(runs).encode())
+    tables = [markdown_table(each) for each in (runs, on_validation(runs)) if each]
+    write_atomically(folder / "table.md", "\n".join(tables).encode())
     write_atomically(folder / "table.tex", latex_table(runs).encode())
     write_atomically(folder / "scores.md", markdown_table(runs, FURTHER).encode())
     write_atomically(folder / "scores.tex", latex_table(runs, FURTHER).encode())

@@ -53,6 +53,15 @@ class Block:
         self._columns = self._cut(len(rows))
         self._runs = [(gradient[columns], rows[:, columns]) for columns in self._columns]
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether it is multiplied in float64."""
+        return self._wide
+
+    def widen(self) -> None:
+        """Multiply in float64 from now on."""
+        self._wide = True
+
     def dots(self) -> Array:
         """Return <g_m, a_m> for each row, [K]."""
         dots = _sum([torch.mv(rows, gradient) for gradient, rows in self._read()], len(self._rows))

@@ -88,7 +88,9 @@ def project(
         ridge: added to the diagonal of each module's Gram matrix before it is solved. A number is
             absolute (GEM's code adds 1e-3, which is felt when gradients are small); "relative" adds
             1e-7 of each row's own squared length, which leaves z the same when a row is rescaled.
-            A solver that only looks at the diagonal gets no ridge.
+            Where that moves z by more than 1e-5 of ||z_m - g_m||, as with rows that are almost
+            opposite, an exact solver solves again with as good as none. A solver that only looks at
+            the diagonal gets no ridge.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, modules that overlap or reach beyond

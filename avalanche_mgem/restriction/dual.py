@@ -132,8 +132,10 @@ class QuadprogSolver:
 class DiagonalSolver:
     """The approximate solver of the mGEM paper: every row for itself, as if they were orthogonal.
 
-    v_s = max(lower_s, -d_s / G_ss). Exact for one row or orthogonal rows; correlated rows push
-    several times for the same reason, so the step overshoots (arXiv 2410.00868, "diagonal" Gram).
+    v_s = max(lower_s, -d_s / G_ss) (arXiv 2410.00868, "diagonal" Gram). Exact for one row or
+    orthogonal rows. Rows that point the same way push several times for the same reason, and the
+    step overshoots. Rows that oppose each other are not weighed against each other: the push of one
+    may leave another violated, also one that the gradient did not violate.
     """
 
     diagonal_only = True

@@ -20,8 +20,9 @@ def write_csv(results: Sequence[RunResult], path: str | os.PathLike[str]) -> Non
 
     Columns: method, stream, seed, acc, bwt, la, fwt, forgetting, seconds, aia, min_acc, wc_acc,
     acc_task_il, diverged (the experience, from 0, in which the run became NaN or Inf; else blank);
-    then `restriction.*`, `timings.*`, `configuration.*`, `versions.*` and `metrics.*`, each sorted,
-    the union over the runs, blank where a run has none. Nested settings get dotted names; lists,
+    the scores on validation data as validation_acc and so on, if a run has them; then
+    `restriction.*`, `timings.*`, `configuration.*`, `versions.*` and `metrics.*`, each sorted, the
+    union over the runs, blank where a run has none. Nested settings get dotted names; lists,
     booleans and null are written as JSON. Floats read back to the same number; NaN is blank. UTF-8,
     lines end in a line feed. The file appears whole or not at all.
 
@@ -63,6 +64,7 @@ def _record(result: RunResult) -> dict[str, Any]:
         "seed": result.seed,
         **scores_and_seconds(result),
         "diverged": math.nan if result.diverged is None else result.diverged,
+        **result.validation_scores,
         **flat("restriction", result.restriction),
         **flat("timings", result.timings),
         **flat("configuration", result.configuration),
@@ -85,6 +87,8 @@ def flat(name: str, value: Any) -> dict[str, Any]:
 def _columns(records: Sequence[Mapping[str, Any]]) -> list[str]:
     names = {name for record in records for name in record}
     fixed = ["method", "stream", "seed", *HEADINGS, *FURTHER, "diverged"]
+    validation = [f"validation_{name}" for name in (*HEADINGS, *FURTHER)]
+    fixed += [name for name in validation if name in names]
     groups = ("restriction.", "timings.", "configuration.", "versions.", "metrics.")
     return fixed + [name for group in groups for name in sorted(names) if name.startswith(group)]
 

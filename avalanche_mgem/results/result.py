@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,21 @@ from avalanche_mgem.evaluation.matrix import (
     minimum_accuracy,
     worst_case_accuracy,
 )
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What was measured on the data that were held out of training.
+
+    Args:
+        accuracy: R, float [T, T]; NaN where it was not measured.
+        baseline: accuracies before any training, float [T]; NaN where not measured.
+        masked: R with the answers by argmax over each task's own classes, float [T, T].
+    """
+
+    accuracy: Matrix
+    baseline: np.ndarray[Any, np.dtype[np.float64]]
+    masked: Matrix
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,7 @@ class RunResult:
         versions: of the packages that decide the numbers.
         diverged: the experience (from 0) in which loss, weights or outputs became NaN or Inf; the
             run ended there, R is NaN from that row on. None: they did not.
+        validation: R and so on of the validation data; None: none were held out.
     """
 
     method: str
@@ -59,6 +75,7 @@ class RunResult:
     metrics: Mapping[str, float] = field(default_factory=dict)
     diverged: int | None = None
     masked: Matrix | None = None
+    validation: HeldOut | None = None
 
     @property
     def scores(self) -> dict[str, float]:
@@ -80,12 +97,30 @@ class RunResult:
         }
         return scores if self.diverged is None else dict.fromkeys(scores, math.nan)
 
+    @property
+    def on_validation(self) -> RunResult | None:
+        """The run with what was measured on the validation data in place of the test data."""
+        if self.validation is None:
+            return None
+        return replace(self, **vars(self.validation), validation=None)
+
+    @property
+    def validation_scores(self) -> dict[str, float]:
+        """The same scores on the validation data, as validation_acc and so on; empty: none."""
+        run = self.on_validation
+        return {} if run is None else {f"validation_{k}": v for k, v in run.scores.items()}
+
     def to_json(self) -> str:
         """Return the run as JSON text; NaN becomes null."""
         values = asdict(self)
         values["accuracy"] = _without_nan(self.accuracy)
         values["baseline"] = _without_nan(self.baseline)
         values["masked"] = None if self.masked is None else _without_nan(self.masked)
+        if self.validation is None:
+            del values["validation"]  # earlier versions do not know it
+        else:
+            held_out = vars(self.validation)
+            values["validation"] = {name: _without_nan(held_out[name]) for name in held_out}
         return json.dumps(values, indent=1, allow_nan=False)
 
     @classmethod
@@ -96,6 +131,9 @@ class RunResult:
         values["baseline"] = np.array(values["baseline"], dtype=np.float64)
         if values.get("masked") is not None:
             values["masked"] = np.array(values["masked"], dtype=np.float64)
+        if (held_out := values.get("validation")) is not None:
+            arrays = {name: np.array(held_out[name], dtype=np.float64) for name in held_out}
+            values["validation"] = HeldOut(**arrays)
         return cls(**values)
 
 

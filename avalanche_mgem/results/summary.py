@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from avalanche_mgem.arguments import as_list
 from avalanche_mgem.results.result import RunResult
@@ -38,6 +38,12 @@ def by_stream(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
     for result in results:
         groups.setdefault(result.stream, []).append(result)
     return groups
+
+
+def on_validation(results: Sequence[RunResult]) -> list[RunResult]:
+    """Return the runs that have scores on validation data, with those in place of the others."""
+    runs = [run.on_validation for run in results]
+    return [replace(run, stream=f"{run.stream}, validation data") for run in runs if run]
 
 
 def by_method(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:

@@ -79,7 +79,13 @@ def _experiences(scenario: Any, name: str) -> list[Any]:
             "stream must return an Avalanche scenario with a train_stream and a test_stream, got "
             f"{type(scenario).__name__}"
         ) from error
-    if any(isinstance(experience, OnlineCLExperience) for experience in experiences):
+    online = [each for each in experiences if isinstance(each, OnlineCLExperience)]
+    if any(each.origin_experience is None for each in online):
+        raise ValueError(
+            "stream must have training experiences that are a task each, got a blurry one, whose "
+            "experiences hold samples of several: its accuracies make no matrix of tasks"
+        )
+    if online:
         raise ValueError(_ONLINE.format(f"{name}_stream"))
     return experiences
 

@@ -20,6 +20,7 @@ class Draw(IntEnum):
     TRAIN = 2
     TEST = 3
     CLASSES = 4
+    VALIDATION = 5
 
 
 def generator(seed: int, draw: Draw, experience: int = 0) -> np.random.Generator:
@@ -67,6 +68,23 @@ def draw_balanced(
     check_available(draw, count, len(labels), f"experience {experience} has")
     shuffled = generator(seed, draw, experience).permutation(len(labels))
     return shuffled[np.argsort(_occurrence(labels[shuffled]), kind="stable")[:count]]
+
+
+def draw_share(labels: Indices, draw: Draw, share: float, seed: int, experience: int) -> Indices:
+    """Rows of a share of the labels, at random, each label in proportion to how often it is there.
+
+    That are round(share * N) rows and at least one, dealt out to the labels by Sainte-Laguë's rule;
+    of each label at least one is left, so it may be fewer, and none where no label is there twice.
+
+    labels: int [N]. share: in (0, 1). Returns int [count], sorted.
+    """
+    shuffled = generator(seed, draw, experience).permutation(len(labels))
+    _, numbers, counts = np.unique(labels[shuffled], return_inverse=True, return_counts=True)
+    occurrence, sizes = _occurrence(labels[shuffled]), counts[numbers]
+    candidates = np.flatnonzero(occurrence < sizes - 1)
+    turn = (occurrence[candidates] + 0.5) / sizes[candidates]
+    count = max(1, round(share * len(labels)))
+    return np.sort(shuffled[candidates[np.argsort(turn, kind="stable")[:count]]])
 
 
 def _occurrence(labels: Indices) -> Indices:

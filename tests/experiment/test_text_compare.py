@@ -95,6 +95,19 @@ def test_the_same_twice_and_in_other_orders_of_batches_not(folder):
     assert run(other).metrics != one.metrics
 
 
+@pytest.mark.parametrize("model", ["bert", "t5"])
+def test_texts_are_held_out_for_validation(folder, model):
+    held_out = Training(**{**vars(TRAINING), "validation": 0.25})
+    each = specification(folder, "replay", model, training=held_out)
+    check_runs([each])
+    scenario = each.scenario()
+    sizes = [len(e.dataset) for e in (*scenario.train_stream, *scenario.validation_stream)]
+    assert sizes == [12] * T + [4] * T
+    result = run(each)
+    assert np.isfinite(result.validation.accuracy[-1]).all()
+    assert np.isfinite(result.validation_scores["validation_acc"])
+
+
 def test_it_leaves_what_a_comparison_leaves_and_continues(folder, tmp_path, monkeypatch):
     stream, model = stream_and_model(folder)
 

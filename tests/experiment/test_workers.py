@@ -1,6 +1,7 @@
 """Runs in other processes: the same numbers, and nobody left behind."""
 
 import csv
+import logging
 import multiprocessing
 import os
 import random
@@ -45,13 +46,14 @@ def nobody():
     return not multiprocessing.active_children()
 
 
-def test_another_process_gives_the_same_numbers(store, tmp_path):
+def test_another_process_gives_the_same_numbers(store, tmp_path, caplog):
     runs = keyed(
         specification("mgem-pd"), specification("agem"), specification(FAILING), specification()
     )
     here_store, reports = ResultStore(tmp_path / "here"), []
     here_store.create()
     here = dict(run_here(runs, here_store, lambda *_: None))
+    caplog.set_level(logging.INFO, logger="avalanche_mgem")
     there = dict(run_in_workers(runs, store, lambda *report: reports.append(report), jobs=2))
     assert set(there) == set(here) == set(runs)
     for key, outcome in there.items():
@@ -65,6 +67,7 @@ def test_another_process_gives_the_same_numbers(store, tmp_path):
         assert outcome.configuration == here[key].configuration
         assert store.load(key).to_json() == outcome.to_json()
         assert [done for name, done in reports if name == key][:1] == [0.25]
+    assert "mgem-pd, seed 0: 3 experiences on cpu" in caplog.messages  # it was said in a worker
     assert nobody()
 
 

@@ -26,6 +26,7 @@ from avalanche_mgem.huggingface import (
     text_classifier,
 )
 from avalanche_mgem.huggingface.adapters import adapter_names, lora_layers
+from avalanche_mgem.huggingface.orthogonality import adapter_norms, orthogonality_penalty
 from avalanche_mgem.model.randomness import fingerprint
 from avalanche_mgem.streams.text import text_stream
 
@@ -200,6 +201,72 @@ def test_the_penalty_is_that_of_the_formula(penalty):
     assert len(seen) == 2
 
 
+@pytest.mark.parametrize("n_earlier", [0, 1, 2])
+def test_the_norms_are_those_of_the_formula(n_earlier):
+    """Not squared, of the newest A and B alone, in the first task too."""
+
+    def slow(model):
+        total = torch.zeros(())
+        for name, parameter in model.named_parameters():
+            if f".task{n_earlier}." in name:
+                total = total + sum(x * x for x in parameter.flatten()) ** 0.5
+        return total
+
+    seen = []
+
+    def measure(strategy):
+        new = {n: p for n, p in strategy.model.named_parameters() if p.requires_grad}
+        plain = strategy._criterion(strategy.mb_output, strategy.mb_y)
+        loss = plain + 0.3 * slow(strategy.model)
+        if n_earlier:
+            loss = loss + 0.2 * orthogonality_penalty(strategy.model)
+        gradients = torch.autograd.grad(loss, list(new.values()), retain_graph=True)
+        seen.append((loss.detach(), dict(zip(new, gradients, strict=True))))
+
+    def compare(strategy):
+        loss, gradients = seen[-1]
+        torch.testing.assert_close(strategy.loss.detach().sum(), loss)
+        parameters = dict(strategy.model.named_parameters())
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(parameters[name].grad, gradient)
+
+    plugin = OLoRAPlugin(0.2, rank=2, dropout=0.0, norm_penalty=0.3)
+    strategy = run(plugin, model=make_model("single"), stream=STREAM.train_stream[:n_earlier])
+    # B begins at zero, where the slow norm has no slope.
+    first = Call(before_training_iteration=start_b)
+    looker = Call(after_forward=measure, after_backward=compare)
+    strategy.plugins[1:1] = [first, looker]
+    train(strategy, STREAM.train_stream[: n_earlier + 1], first=n_earlier)
+    assert len(seen) == 2
+
+
+def start_b(strategy):
+    newest = adapter_names(strategy.model)[-1]
+    for layer in lora_layers(strategy.model).values():
+        if not layer.lora_B[newest].weight.any():
+            nn.init.normal_(layer.lora_B[newest].weight)
+
+
+def test_the_norms_shrink_the_adapter_and_are_no_weight_decay():
+    def size(norm_penalty):
+        sgd = lambda m: torch.optim.SGD(m.parameters(), 0.05)  # noqa: E731
+        plugin = OLoRAPlugin(0, rank=2, seed=0, norm_penalty=norm_penalty)
+        stream = STREAM.train_stream[:1]
+        model = run(plugin, stream=stream, optimizer=sgd, train_epochs=10).model
+        return float(adapter_norms(model).detach())
+
+    assert adapter_norms(make_model()) is None
+    sizes = [size(penalty) for penalty in (0.0, 0.1, 0.3)]
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
+@pytest.mark.parametrize("plugin", [OLoRAPlugin(0.5), OLoRAPlugin(0.5, norm_penalty=0)])
+def test_without_norms_nothing_changes(plugin):
+    a = run(copy.deepcopy(plugin)).model
+    del plugin.norm_penalty  # as a plugin of a checkpoint from before it was there
+    assert same(state(a), state(run(plugin).model))
+
+
 def test_the_penalty_keeps_adapters_apart():
     def overlap(weight):
         plugin = OLoRAPlugin(weight, rank=2, seed=0)
@@ -328,6 +395,8 @@ def test_online_streams(plugin):
         ({"seed": -1}, "seed"),
         ({"orthogonality": -1}, "orthogonality"),
         ({"penalty": "square"}, "penalty.*squared"),
+        ({"norm_penalty": -0.1}, "norm_penalty"),
+        ({"norm_penalty": float("inf")}, "norm_penalty"),
     ],
 )
 def test_bad_arguments_are_named(arguments, said):

@@ -91,9 +91,9 @@ class Watch(TrainerCallback):
 
 def train(folder, model, task, *callbacks, trainer=Trainer, resume=None, **settings):
     settings = {"max_steps": 4, "save_strategy": "no", "learning_rate": 0.01, **settings}
+    settings.setdefault("per_device_train_batch_size", 4)
     arguments = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=4,
         weight_decay=0.1,
         lr_scheduler_type="constant",
         report_to="none",
@@ -402,3 +402,43 @@ def test_what_is_missing_is_said_with_how_to_get_it(monkeypatch):
         _ = huggingface.MIGUCallback
     with pytest.raises(AttributeError, match="has no attribute 'MIGUCallbak'"):
         _ = huggingface.MIGUCallbak
+
+
+@pytest.mark.skipif(
+    int(transformers.__version__.split(".")[0]) < 5, reason="older ones divide by the batches"
+)
+@pytest.mark.parametrize(("accepts", "ratio"), [(None, 4.0), (False, 1.0)])
+def test_accumulated_gradients_are_as_many_times_as_long_and_masks_the_same(
+    tmp_path, accepts, ratio
+):
+    """The Trainer counts on a loss that is divided by num_items_in_batch, which this one is not."""
+    norms, masks = [], []
+
+    class Told(Trainer):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            if accepts is not None:
+                self.model_accepts_loss_kwargs = accepts
+
+    for size, accumulated in ((8, 1), (2, 4)):
+        migu, watch = MIGUCallback(T, skip_tasks=0), Watch()
+        found = []
+        watch.on_pre_optimizer_step = lambda *arguments, found=found, **options: found.extend(
+            p.grad.flatten() for p in options["model"].parameters() if p.grad is not None
+        )
+        train(
+            tmp_path,
+            make_model(),
+            make_task(length=7),
+            watch,
+            migu,
+            trainer=Told,
+            max_steps=1,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulated,
+            max_grad_norm=0.0,
+        )
+        norms.append(float(torch.cat(found).norm()))
+        masks.append(migu.last_mask)
+    assert norms[1] / norms[0] == pytest.approx(ratio, rel=1e-4)
+    assert same(*masks)

@@ -157,7 +157,7 @@ def test_lora_on_attention_is_left_alone_and_on_a_parameter_it_goes_by_its_modul
 
 
 def test_what_is_no_parameter_has_no_rows():
-    model = nn.Sequential(nn.Linear(4, 4), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
+    model = nn.Sequential(nn.Linear(4, 4), nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)))
     assert names(model, heads=()) == ["0"]
 
 

@@ -245,3 +245,42 @@ def test_importances_of_ewc_are_those_of_the_whole_model():
         plugins = [HybridMagnitudePlugin("frozen", low=0), ewc][::turn]
         states(plugins, deep(), domain_stream(2).train_stream)
         assert all(importance.data.sum() > 0 for importance in ewc.importances[1].values())
+
+
+class WithUnused(nn.Module):
+    """Has layers that its forward pass does not call."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(7)
+        self.unused = nn.Linear(N_FEATURES, 8)
+        self.body, self.head = nn.Linear(N_FEATURES, 8), nn.Linear(8, N_CLASSES)
+        self.auxiliary = nn.ModuleList([nn.Linear(8, 4)])
+
+    def forward(self, x):
+        return self.head(torch.relu(self.body(x)))
+
+
+@pytest.mark.parametrize("freeze", ["gradient", "update"])
+@pytest.mark.parametrize("first", [True, False])
+def test_every_gated_layer_that_is_called_may_be_frozen(first, freeze):
+    """The gate is left with layers that are never called, which is no error of the model's."""
+    modules = {"body": ["body.*"], "unused": ["unused.*", "auxiliary.*"]}
+    hybrid = HybridMagnitudePlugin("frozen", low=0, modules=modules, heads=["head"])
+    migu = MIGUPlugin(0.5, heads=["head"], freeze=freeze)
+    plugins = [hybrid, migu] if first else [migu, hybrid]
+    stream = domain_stream().train_stream
+    found = states(plugins, WithUnused(), stream)
+    assert moved(found[0], found[1]) == {"head"}
+    alone = [HybridMagnitudePlugin("frozen", low=0, modules=modules, heads=["head"])]
+    expected = states(alone, WithUnused(), stream)
+    assert all(torch.equal(found[-1][name], expected[-1][name]) for name in expected[-1])
+
+
+def test_that_no_layer_is_called_at_all_is_still_an_error():
+    class Around(WithUnused):
+        def forward(self, x):
+            return nn.functional.linear(x[:, :1], torch.ones(N_CLASSES, 1)).requires_grad_()
+
+    with pytest.raises(RuntimeError, match="no output of a gated layer was seen"):
+        states([MIGUPlugin(0.5, heads=["head"])], Around(), domain_stream().train_stream)

@@ -9,6 +9,7 @@ import torch
 from avalanche.evaluation.metrics import loss_metrics
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import ER_ACE, EWC, LwF, Naive, Replay
+from made_optimizers import WithClosure
 from tiny import (
     Call,
     domain_stream,
@@ -408,3 +409,10 @@ def test_what_is_no_strategy_of_this_kind():
         with_mixed_precision(nn.Linear)
     with pytest.raises(TypeError, match="ER_ACE has a training loop of its own"):
         with_mixed_precision(ER_ACE)
+
+
+def test_a_scaled_step_takes_no_other_way_of_stepping():
+    with pytest.raises(ValueError, match=r"precision='fp16' .* optimizer_step .*WithClosure.*bf16"):
+        make_strategy(make_model(), strategy=half("fp16", strategy=WithClosure))
+    made = make_strategy(make_model(), [MIGUPlugin()], strategy=half("bf16", strategy=WithClosure))
+    assert parameter_vector(train(made, domain_stream(2).train_stream).model).isfinite().all()

@@ -3,6 +3,7 @@
 from itertools import product
 
 import numpy as np
+from scipy.optimize import nnls
 
 
 def solve_dual(gram, dots, lower):
@@ -48,8 +49,8 @@ def kkt_excess(gram, dots, lower, v):
 def project(gradient, rows, modules, lower, ridge):
     """z = g + A'v in each module that has a violated row.
 
-    gradient: [P]; rows: [K, P]; modules: lists of positions; lower: [K]; ridge: "relative" (1e-7 of
-    each row's squared length) or a number.
+    gradient: [P]; rows: [K, P]; modules: lists of positions; lower: [K]; ridge: a number, or
+    "relative" for none: one that is not to be felt.
     """
     z = gradient.astype(np.float64).copy()
     for positions in modules:
@@ -58,9 +59,26 @@ def project(gradient, rows, modules, lower, ridge):
         dots = np.array([float(np.dot(row, g)) for row in a])
         if (dots >= 0).all():
             continue
+        if ridge == "relative":
+            z[positions] = nearest(g, a, lower)
+            continue
         gram = np.array([[float(np.dot(r, s)) for s in a] for r in a])
-        extra = 1e-7 * np.diagonal(gram) if ridge == "relative" else ridge * np.ones(len(a))
-        v = solve_dual(gram + np.diag(extra), dots, lower)
+        v = solve_dual(gram + ridge * np.eye(len(a)), dots, lower)
         for row, weight in zip(a, v, strict=True):
             z[positions] += weight * row
     return z
+
+
+def nearest(gradient, rows, lower):
+    """z = g + A'v, from the rows themselves: u = v - lower >= 0 is that which makes z shortest.
+
+    No Gram matrix is made, whose rounding hides what distinguishes rows that are almost opposite.
+    """
+    start = gradient + lower @ rows
+    length = np.linalg.norm(rows, axis=1)
+    units = rows[length > 0] / length[length > 0, None]
+    size = np.linalg.norm(start)
+    if len(units) == 0 or size == 0:
+        return start
+    push, _ = nnls(units.T, -start / size, maxiter=100 * len(units))
+    return start + push @ units * size

@@ -54,6 +54,19 @@ def test_a_product_that_floating_point_has_too_small():
     assert n_masked(0.7, 90) == 63
 
 
+def test_the_released_code_masks_a_row_more_where_the_width_ends_in_4_or_7():
+    """It masks what is below the 0.7-quantile of the scores, which lies at 0.7 (n - 1)."""
+    for n in range(2, 1100):
+        scores = torch.arange(n, dtype=torch.float64)
+        theirs = int((scores < torch.quantile(scores, 0.7)).sum())
+        assert theirs == math.ceil(Fraction(7, 10) * (n - 1))
+        assert theirs - n_masked(0.7, n) == (n % 10 in (4, 7))
+    assert n_masked(0.7, 1024) == 716
+    tied = torch.tensor([1.0, 2.0, 2.0, 2.0, 2.0])
+    assert (tied >= torch.quantile(tied, 0.7)).tolist() == [False, True, True, True, True]
+    assert kept_rows(tied, 0.7).tolist() == [False, True, True, False, False]
+
+
 @given(score_rows(), FRACTIONS)
 def test_the_loudest_rows_are_kept_and_of_equal_ones_the_first(scores, mask_fraction):
     kept = kept_rows(scores[0], mask_fraction)

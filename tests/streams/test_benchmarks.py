@@ -10,6 +10,7 @@ from avalanche.benchmarks import (
     dataset_benchmark,
     nc_benchmark,
     ni_benchmark,
+    split_continuous_linear_decay_stream,
     split_online_stream,
     task_incremental_benchmark,
     tensors_benchmark,
@@ -173,6 +174,15 @@ def online(name=None):
     return CLScenario([stream, made.test_stream])
 
 
+def blurry():
+    made = from_datasets(classified)
+    stream = split_continuous_linear_decay_stream(
+        made.train_stream, 8, iters_per_virtual_epoch=1, beta=3, shuffle=True
+    )
+    stream.name = "train"
+    return CLScenario([stream, made.test_stream])
+
+
 def unlabelled():
     train = [bare(PAIRS[0], 0)[0], AvalancheDataset([TensorDataset(DATA.x_train)])]
     return benchmark_from_datasets(train=train, test=train[:1] * 2)
@@ -186,6 +196,7 @@ def unlabelled():
         (lambda: uneven(0), "got 3 training and 0 test experiences"),
         (online, "train_online_stream is an online one; give the scenario that it was cut from"),
         (lambda: online("train"), "train_stream is an online one"),
+        (blurry, "stream must have training experiences that are a task each, got a blurry one"),
         (lambda: 3, "must return an Avalanche scenario .* got int"),
         (lambda: CLScenario([]), "must return an Avalanche scenario .* got CLScenario"),
         (unlabelled, "stream: experience 1: items must be"),
