@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from avalanche_mgem.model.lazy import is_lazy
 from avalanche_mgem.model.targets import inside, join
 from avalanche_mgem.model.units import GatedLayer
 
@@ -68,7 +69,10 @@ class Account:
 def account(
     model: nn.Module, layers: Iterable[GatedLayer], heads: Sequence[str], heads_from: str
 ) -> Account:
-    """Return what of `model` is gated where `layers` are and `heads` are its heads."""
+    """Return what of `model` is gated where `layers` are and `heads` are its heads.
+
+    What lazy modules have before their first forward pass has no number of parameters yet.
+    """
     gated = {id(rows.parameter) for layer in layers for rows in layer.rows}
     counted: set[int] = set()
     trainable = 0
@@ -77,7 +81,7 @@ def account(
     for name, module in model.named_modules():
         known = _is_declared(module) or any(inside(name, head) for head in heads)
         for own, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad or id(parameter) in counted:
+            if not parameter.requires_grad or id(parameter) in counted or is_lazy(parameter):
                 continue
             counted.add(id(parameter))
             trainable += parameter.numel()
