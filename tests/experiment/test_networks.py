@@ -3,8 +3,8 @@ import torch
 from avalanche.models import SlimResNet18
 from torch import nn
 
+from avalanche_mgem.experiment.models import HEADS
 from avalanche_mgem.experiment.networks import (
-    HEADS,
     BatchNorm,
     cnn_body,
     slim_resnet18_body,
