@@ -135,6 +135,18 @@ class Depthwise(nn.Conv2d):
         super().__init__(channels, channels, kernel)
 
 
+class Quantised(nn.Linear):
+    """As bitsandbytes': eight bits a weight, which no gradient can change."""
+
+    def __init__(self, into, out):
+        super().__init__(into, out)
+        numbers = torch.randint(-127, 128, (out, into), dtype=torch.int8)
+        self.weight = nn.Parameter(numbers, requires_grad=False)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight.to(x.dtype) / 127, self.bias)
+
+
 UNFIT = {
     "groups": (lambda: nn.Conv2d(4, 4, 3, groups=4), "groups=4, which rank=2 must"),
     "dilation": (lambda: nn.Conv2d(4, 4, 3, dilation=2), r"dilation=\(2, 2\)"),
@@ -149,6 +161,7 @@ FIT = {
     "groups": lambda: nn.Conv2d(4, 4, 3, groups=2),
     "stride": lambda: nn.Conv2d(4, 4, 3, stride=2, padding=1),
     "scaled": lambda: Scaled(4, 4),
+    "quantised": lambda: Quantised(4, 4),
     "conv1d": lambda: transformers.pytorch_utils.Conv1D(4, 4),
     "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
 }
