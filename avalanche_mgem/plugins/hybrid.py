@@ -120,6 +120,9 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         skipped_steps: how many steps were left out (on_nonfinite="skip").
         skipped_probes: how many g_t or g_{t-1} were.
 
+    Optimisers that are not torch's own, and LBFGS, may move parameters without a gradient (a
+    lookahead does): what is frozen is copied before each of their steps, and put back.
+
     The memory it takes is that of one gradient from the end of the first task on, g_{t-1}, and with
     reference="start" that of g_t besides while a task trains. It is part of a checkpoint.
 

@@ -99,6 +99,12 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             projected, so the restriction holds to first order under momentum, Adam and weight
             decay. Where parameter groups have different learning rates, the projection is taken in
             the metric of the step, so that the constraint is on the step itself.
+            An optimiser whose groups do not tell the size of its steps (no lr or lr=None, as
+            Adafactor with relative steps; an lr that multiplies an estimated size, as Prodigy;
+            LBFGS) has for its lr what makes the update as long as the gradient, see
+            `avalanche_mgem.model.steps.StepRecorder`. Gradients that a step makes itself, by a
+            closure (LBFGS) or between two parts (SAM), are projected each under "gradient", on the
+            memory's gradients from the beginning of the iteration.
         memory_split: "random" (default) or "class"; the paper leaves it open.
         memory_selection: "random" (as Avalanche's GEMPlugin), "class-balanced" or "ring" (as GEM's
             code); see EpisodicMemory.
@@ -160,8 +166,11 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         ValueError: an argument out of range, at construction. Before the first iteration: a
             partition that does not fit the model (of lazy layers, after the first forward pass);
             samples that make no batch to train on, or have no class where one is needed; a loss
-            that says nothing about past tasks. Before the first step: another plugin changes
-            minibatches or outputs on its events, where the memory's do not pass.
+            that says nothing about past tasks; a strategy without an optimiser. Before the first
+            step: another plugin changes minibatches or outputs on its events, where the memory's do
+            not pass.
+        RuntimeError: restrict="gradient", and an optimiser has moved by gradients that its step has
+            made, without calling the hooks of torch's optimisers.
         FloatingPointError: what is not finite (on_nonfinite="raise"); running statistics have seen
             the minibatch by then.
     """

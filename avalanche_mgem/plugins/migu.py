@@ -59,7 +59,9 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
         freeze: "gradient" (as published): the gradients of masked rows are zero. That holds them
             still under plain SGD only: momentum, the moments of Adam and weight decay move them.
             "update" (ours): masked rows and their part of the optimiser's state are the same to the
-            bit after the step, whatever the optimiser.
+            bit after the step, whatever the optimiser, those inside of another (SAM, lookahead) and
+            further ones of the strategy too. Gradients that a step makes itself, by a closure or
+            between two parts, are masked each.
         ungated: what becomes of parameters that are neither rows of a gated layer nor in a head,
             such as biases, norms and embeddings, where rows are masked: "train" (as published) or
             "freeze" (ours).
@@ -91,7 +93,8 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
             iteration; ignore_padding=True, and an input without an `attention_mask`.
         RuntimeError: parameters or gradients are not the same in all processes, before the first
             step of an experience; score="output", and no output of a gated layer was seen in a
-            step.
+            step; freeze="gradient", and an optimiser has moved by gradients that its step has made,
+            without calling the hooks of torch's optimisers.
         FloatingPointError: what is not finite (on_nonfinite="raise"), before the optimiser's step;
             running statistics have seen the minibatch by then.
     """
