@@ -19,7 +19,7 @@ from avalanche_mgem.evaluation.heat_map import heat_map
 from avalanche_mgem.evaluation.matrix import Matrix
 from avalanche_mgem.restriction.rows import kept_rows_of_layers
 
-Rows = Mapping[str, Tensor]  # [n] for each layer, or [experts, n], by its name
+Rows = Mapping[str, Tensor]  # [n] for each layer, or [*blocks, n], by its name
 
 
 @runtime_checkable

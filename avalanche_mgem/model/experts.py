@@ -3,7 +3,7 @@
 transformers keeps the experts of a layer as parameters [experts, rows, in] (from version 5 on), or
 [experts, in, rows]. What an expert's rows put out are the products of the tokens that are routed to
 it, `avalanche_mgem.model.products`; the rows of each expert are chosen among themselves. Where one
-parameter holds two matrices, as `gate_up_proj` does, each is a layer of its own.
+parameter holds two matrices, as `gate_up_proj` does, so are those of each of the two.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import nn
 
 from avalanche_mgem.model.lora import active_adapters, check_lora, is_of_parameter
-from avalanche_mgem.model.sources import Part, Product
+from avalanche_mgem.model.sources import Halves, Product
 from avalanche_mgem.model.targets import join
 from avalanche_mgem.model.units import GatedLayer, Rows, is_trained
 
@@ -43,32 +43,47 @@ class _Weight:
     dim: int
     experts: int | None
     folded: bool = False
-    halves: Literal["concatenated", "interleaved"] | None = None
+    halves: Halves | None = None
 
     @property
     def parameter(self) -> nn.Parameter:
         parameter: nn.Parameter = getattr(self.owner, self.name)
         return parameter
 
-    def parts(self) -> dict[str, Part | None]:
-        """The two halves by name, or the whole."""
-        if self.halves is None:
-            return {"": None}
-        n = self.parameter.shape[self.dim]
-        period = 2 if self.halves == "interleaved" else n
-        half = period // 2
-        return {"gate": Part(period, 0, half), "up": Part(period, half, half)}
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Among whose rows is chosen: each expert's, and each half's."""
+        experts = () if self.experts is None else (self.experts,)
+        return experts if self.halves is None else (*experts, 2)
 
-    def rows(self, name: str, part: Part | None) -> Rows:
+    def rows(self, name: str) -> Rows:
         """The rows of the parameter of this name."""
+        if self.halves == "interleaved":  # [.., n, 2] of the last dimension
+            return Rows(name, self.parameter, (0, self.dim + 1, self.dim), ((self.dim, (-1, 2)),))
         dims = (self.dim,) if self.experts is None else (0, self.dim)
-        fold = (0, (self.experts, -1)) if self.folded and self.experts is not None else None
-        return Rows(name, self.parameter, dims, fold, part)
+        folds = ((0, (self.experts, -1)),) if self.folded and self.experts is not None else ()
+        return Rows(name, self.parameter, dims, folds)
 
-    def source(self, part: Part | None = None, *, through: nn.Parameter | None = None) -> Product:
-        """How the products with it are seen."""
+    def rows_of_b(self, name: str, b: nn.Parameter) -> Rows:
+        """Those of a LoRA's B [out, r * experts]: the [out, r] of all experts, r by r."""
+        if self.experts is None:
+            return Rows(name, b)
+        by_expert = (1, (-1, self.experts))
+        if self.halves == "interleaved":
+            return Rows(name, b, (3, 1, 0), ((0, (-1, 2)), by_expert))
+        return Rows(name, b, (2, 0), (by_expert,))
+
+    def rows_of_a(self, name: str, a: nn.Parameter) -> Rows:
+        """Those of its A [experts * r, in]: the [r, in] of all, one after the other."""
+        if self.experts is None:
+            return Rows(name, a)
+        return Rows(name, a, (0, 1), ((0, (self.experts, -1)),))
+
+    def source(self, through: nn.Parameter | None = None) -> Product:
+        """How the products with it are seen, or those of their inputs with an A."""
         bias = f"{self.name}_bias" if hasattr(self.owner, f"{self.name}_bias") else None
-        return Product(self.name, self.owner, self.dim, bias, through, self.experts, part)
+        halves = self.halves if through is None else None
+        return Product(self.name, self.owner, self.dim, bias, through, self.experts, halves)
 
 
 def has_experts(module: nn.Module) -> bool:
@@ -122,37 +137,20 @@ def _layers(name: str, held: _Held, weight: _Weight) -> Iterator[GatedLayer]:
         if wrapper.parameter_name == weight.name
         for adapter in active_adapters(wrapper)
     ]
-    for part_name, part in weight.parts().items():
-        rows = [weight.rows(join(held.name, weight.path), part)]
-        rows += [
-            _rows_of_b(path.format("B"), wrapper.lora_B[adapter].weight, weight, part)
-            for path, wrapper, adapter in adapters
-        ]
-        trained = tuple(r for r in rows if is_trained(r.parameter))
-        layer_name, source = join(own, part_name) if part_name else own, weight.source(part)
-        yield GatedLayer(layer_name, held.module, kind, trained, (), -1, source, weight.experts)
+    rows = [weight.rows(join(held.name, weight.path))]
+    rows += [
+        weight.rows_of_b(path.format("B"), wrapper.lora_B[adapter].weight)
+        for path, wrapper, adapter in adapters
+    ]
+    trained = tuple(r for r in rows if is_trained(r.parameter))
+    source = weight.source()
+    yield GatedLayer(own, held.module, kind, trained, source=source, blocks=weight.blocks)
     for path, wrapper, adapter in adapters:
         check_lora(name, wrapper, [adapter])
         a = wrapper.lora_A[adapter].weight
-        trained = (_rows_of_a(path.format("A"), a, weight),) if is_trained(a) else ()
-        layer_name, source = f"{own}.lora_A.{adapter}", weight.source(through=a)
-        yield GatedLayer(layer_name, held.module, kind, trained, (), -1, source, weight.experts)
-
-
-def _rows_of_b(name: str, b: nn.Parameter, weight: _Weight, part: Part | None) -> Rows:
-    """B [out, r * experts] has the matrices [out, r] of all experts, r by r."""
-    if weight.experts is None:
-        return Rows(name, b, part=part)
-    return Rows(name, b, (2, 0), (1, (-1, weight.experts)), part)
-
-
-def _rows_of_a(name: str, a: nn.Parameter, weight: _Weight) -> Rows:
-    """A [experts * r, in] has them one after the other."""
-    return (
-        Rows(name, a)
-        if weight.experts is None
-        else Rows(name, a, (0, 1), (0, (weight.experts, -1)))
-    )
+        trained = (weight.rows_of_a(path.format("A"), a),) if is_trained(a) else ()
+        layer_name, source, blocks = f"{own}.lora_A.{adapter}", weight.source(a), weight.blocks[:1]
+        yield GatedLayer(layer_name, held.module, kind, trained, source=source, blocks=blocks)
 
 
 def _layer_name(name: str, weight: _Weight) -> str:
@@ -162,6 +160,8 @@ def _layer_name(name: str, weight: _Weight) -> str:
 
 def _weights(module: Any, adapted: Collection[str]) -> list[_Weight]:
     """The parameters of a module that hold experts' rows, or one matrix to which LoRA is added."""
+    if not module._parameters and "mlp" not in module._modules:
+        return []
     glu: Any = getattr(module, "mlp", None)
     if hasattr(glu, "moe_num_experts") and all(hasattr(glu, name) for name in _DBRX):
         return [
@@ -201,7 +201,7 @@ def _is_transposed(module: Any, names: list[str]) -> bool:
     return bool(fused[2] == 2 * down[1] and fused[1] == down[2])
 
 
-def _halves(module: Any, name: str) -> Literal["concatenated", "interleaved"] | None:
+def _halves(module: Any, name: str) -> Halves | None:
     if name != "gate_up_proj" or getattr(module, "has_gate", True) is False:
         return None
     apart = getattr(module, "is_concatenated", "GptOss" not in type(module).__name__)

@@ -74,7 +74,7 @@ class RowGate:
 
     Attributes:
         names: of the gated layers.
-        last_scores: of the last step, float32 [n] by layer, or [experts, n]; None before the first.
+        last_scores: of the last step, float32 [n] by layer, or [*blocks, n]; None before the first.
         last_mask: which rows the last step might move, bool of the same shapes; None where it was
             free.
         draws: how many steps have drawn their rows (score="random").
@@ -200,7 +200,7 @@ class RowGate:
             self._resolved = None
 
     def kept(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return which rows may move in this step, bool [n] by layer, or [experts, n].
+        """Return which rows may move in this step, bool [n] by layer, or [*blocks, n].
 
         It is the same until the next step begins. Of an expert that saw no token, none may.
 

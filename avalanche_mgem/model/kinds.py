@@ -5,10 +5,11 @@ Layers of libraries that need not be installed are recognised by their attribute
 [r, in] has rows of its own output xA, B [out, r] has rows of the combined output of the whole
 layer, base and adapters together.
 
-`nn.MultiheadAttention` has four layers, its queries, keys, values and output. A recurrent module
-has one for each layer and direction: hidden unit j is fed by its row of each gate, and h_j is what
-it puts out. cuDNN hands out h at every step for the last layer only, and at the last step for those
-below. With `proj_size` the hidden units themselves are not seen, but what they are projected to.
+`nn.MultiheadAttention` has its queries, keys and values, which are chosen among by themselves, and
+its output. A recurrent module has one layer for each of its layers and directions: hidden unit j is
+fed by its row of each gate, and h_j is what it puts out. cuDNN hands out h at every step for the
+last layer only, and at the last step for those below. With `proj_size` the hidden units themselves
+are not seen, but what they are projected to.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ def layer_keys(name: str, module: nn.Module) -> list[str]:
 
     Most modules have their own name only, those of several weights one for each.
     """
+    if _kind(module) is not None:
+        return [name]
     if is_attention(module):
         return [join(name, "in_proj"), join(name, "out_proj")]
-    if has_experts(module):
-        return expert_keys(name, module)
-    return [] if _kind(module) is None else [name]
+    return expert_keys(name, module)
 
 
 def is_closed(module: nn.Module) -> bool:
@@ -72,13 +73,11 @@ def layers_of(
     Raises:
         ValueError: a LoRA layer that is merged, DoRA and other variants of LoRA.
     """
-    if is_attention(module):
-        return list(_attention_layers(name, module))
-    if has_experts(module):
-        return expert_layers(name, module)
     kind = _kind(module)
     if kind is None:
-        return []
+        if is_attention(module):
+            return list(_attention_layers(name, module))
+        return expert_layers(name, module)
     if kind == "router":
         return [router_layer(name, module)]
     if kind == "recurrent":
@@ -89,6 +88,8 @@ def layers_of(
 
 
 def _kind(module: nn.Module) -> Kind | None:
+    if type(module) is nn.Linear:
+        return "linear"  # most are, and every step asks
     if is_lora(module):
         base: Any = module.base_layer
         has_units = _is_matrix(base) or hasattr(base, "out_features")  # quantised ones
@@ -176,7 +177,7 @@ def _rows(name: str, weight: nn.Parameter, owner: Any, part: Part | None) -> Row
     if isinstance(owner, _TRANSPOSED):  # [in, out / groups, ...]
         if owner.groups == 1:
             return Rows(name, weight, (1,), part=part)
-        return Rows(name, weight, (0, 2), (0, (owner.groups, -1)))
+        return Rows(name, weight, (0, 2), ((0, (owner.groups, -1)),))
     return Rows(name, weight, (int(_kind(owner) == "conv1d"),), part=part)
 
 
@@ -194,18 +195,17 @@ def _lora_layers(name: str, module: Any, parts: Mapping[str, Part] | None) -> li
 
 
 def _attention_layers(name: str, module: nn.MultiheadAttention) -> Iterator[GatedLayer]:
-    n = module.embed_dim
-    for which in QKV:
-        index = QKV.index(which)
-        if module.in_proj_weight is None:
-            weight = getattr(module, f"{which}_proj_weight")
-            rows = Rows(join(name, f"{which}_proj_weight"), weight)
-        else:
-            weight = module.in_proj_weight
-            rows = Rows(join(name, "in_proj_weight"), weight, part=Part(3 * n, index * n, n))
-        own, source = (rows,) if is_trained(weight) else (), Projection(which)
-        yield GatedLayer(join(name, f"in_proj.{which}"), module, "attention", own, source=source)
-    source = Projection("out")
+    weight, own = module.in_proj_weight, join(name, "in_proj")
+    apart: tuple[str, ...] = QKV if weight is None else ()
+    if weight is not None:
+        rows = (Rows(join(name, "in_proj_weight"), weight),) if is_trained(weight) else ()
+        source = Projection(QKV)
+        yield GatedLayer(own, module, "attention", rows, source=source, blocks=(3,))
+    for which in apart:
+        weight, source = getattr(module, f"{which}_proj_weight"), Projection((which,))
+        rows = (Rows(join(name, f"{which}_proj_weight"), weight),) if is_trained(weight) else ()
+        yield GatedLayer(f"{own}.{which}", module, "attention", rows, source=source)
+    source = Projection(("out",))
     (layer,) = _plain_layers(join(name, "out_proj"), module.out_proj, "attention")
     yield replace(layer, module=module, source=source)
 
@@ -227,6 +227,6 @@ def _hidden_units(name: str, module: Any, owner: str, weights: list[str], index:
     n = getattr(module, "proj_size", 0) or module.hidden_size
     parameters = {join(owner, weight): getattr(module, weight) for weight in weights}
     rows = tuple(
-        Rows(weight, p, (1,), (0, (-1, n))) for weight, p in parameters.items() if is_trained(p)
+        Rows(weight, p, (1,), ((0, (-1, n)),)) for weight, p in parameters.items() if is_trained(p)
     )
     return GatedLayer(name, module, "recurrent", rows, source=Hidden(index))

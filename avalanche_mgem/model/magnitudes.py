@@ -120,7 +120,7 @@ class MagnitudeRecorder:
     def add(self, name: str, total: Tensor, count: int | Tensor) -> None:
         """Add a sum of magnitudes, float32 [n], over so many tokens to those of a layer.
 
-        Of experts, float32 [experts, n] and the tokens of each, int64 [experts].
+        Of blocks, float32 [*blocks, n] and the tokens of each along the first of their dimensions.
 
         A layer that has grown since, or is on another device, begins anew.
         """
@@ -132,8 +132,8 @@ class MagnitudeRecorder:
     def scores(self) -> dict[str, Tensor]:
         """Return the mean magnitude of each unit, float32 [n], of the layers that were called.
 
-        Where no token counted, it is zero. Experts have theirs over their own tokens, [experts, n],
-        `UNSEEN` where an expert had none. Of this process alone.
+        Where no token counted, it is zero. Blocks have theirs over their own tokens, [*blocks, n],
+        and experts that had none are `UNSEEN`. Of this process alone.
         """
         return {name: _mean_over(total, self.counts[name]) for name, total in self.sums.items()}
 
@@ -158,17 +158,18 @@ class MagnitudeRecorder:
             if part[-1] > 0:
                 n = layer.n_rows
                 total, count = part[:n].view(layer.shape), part[n:-1]
-                score = _mean_over(total, count if layer.experts else count[0])
+                score = _mean_over(total, count if layer.blocks else count[0])
                 scores[layer.name] = score.float().to(layer.rows[0].parameter.device)
         return scores
 
     def _sums_counts_and_calls(self, layer: GatedLayer) -> Tensor:
         """A layer's sums, its numbers of tokens and whether it was called, float64 [n + 1 + 1].
 
-        Of experts, [experts * n + experts + 1].
+        With blocks, there is a number of tokens for each along the first of their dimensions.
         """
         device, n = layer.rows[0].parameter.device, layer.n_rows
-        values = torch.zeros(n + (layer.experts or 1) + 1, dtype=torch.float64, device=device)
+        counts = layer.blocks[0] if layer.blocks else 1
+        values = torch.zeros(n + counts + 1, dtype=torch.float64, device=device)
         if layer.name in self.sums:
             values[:n] = self.sums[layer.name].flatten()
             values[n:-1] = self.counts[layer.name]
@@ -181,13 +182,13 @@ def _mask_of(token_mask: TokenMask, layer: GatedLayer) -> Tensor | None:
 
 
 def _mean_over(total: Tensor, count: int | Tensor) -> Tensor:
-    """The mean of sums, [n] over one number of tokens, or [experts, n] over those of each."""
+    """The mean of sums, [n] over one number of tokens, or [*blocks, n] over those of each block."""
     if not isinstance(count, Tensor):
         return total / max(count, 1)
     if total.ndim == 1:
         return total / count.clamp(min=1)
-    mean = total / count.clamp(min=1)[:, None]
-    return mean.masked_fill((count == 0)[:, None], UNSEEN)
+    count = count.view(-1, *[1] * (total.ndim - 1))
+    return (total / count.clamp(min=1)).masked_fill(count == 0, UNSEEN)
 
 
 @dataclass
@@ -208,19 +209,28 @@ class _Hook:
         layer = self.layer
         assert not isinstance(layer.source, Product)
         call = Call(module, arguments, keywords, output)
-        output = layer.source.read(call, layer.rows[0].width, layer.channel_dim)
+        outputs = layer.source.read(call, layer.rows[0].width, layer.channel_dim)
+        sums = [self._sum(own) for own in outputs]
+        if not layer.blocks:
+            self.recorder.add(layer.name, *sums[0])
+            return
+        counts = [torch.as_tensor(count, device=total.device) for total, count in sums]
+        self.recorder.add(layer.name, torch.stack([s for s, _ in sums]), torch.stack(counts))
+
+    def _sum(self, output: Tensor) -> tuple[Tensor, int | Tensor]:
+        """The sum of an output's magnitudes, and the number of its tokens."""
+        layer = self.layer
         mask = self.token_mask if layer.channel_dim == -1 else None
         if mask is not None and output.ndim == 2 and len(output) == mask.numel():
             mask = mask.reshape(-1)  # some models hand their layers all tokens in a row
         elif mask is not None and output.shape[:-1][: mask.ndim] != mask.shape:
             mask = None
-        total, count = token_magnitudes(
+        return token_magnitudes(
             output,
             normalize=self.recorder.normalize,
             weights=mask,
             channel_dim=layer.channel_dim,
         )
-        self.recorder.add(layer.name, total, count)
 
     def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
         return no_hook, ()
@@ -281,13 +291,14 @@ def without_unseen(scores: dict[str, Tensor], layers: Iterable[GatedLayer]) -> d
     Scores of outputs have it already; of other scores nothing tells but the gradient.
     """
     for layer in layers:
-        if layer.experts is None or layer.name not in scores:
+        if layer.kind != "experts" or layer.name not in scores:
             continue
         slopes = [(rows, rows.parameter.grad) for rows in layer.rows]
-        moved = [r.magnitudes(g).view(layer.shape).any(1) for r, g in slopes if g is not None]
+        moved = [r.magnitudes(g).view(layer.shape) for r, g in slopes if g is not None]
         if moved:
-            seen = torch.stack(moved).any(0)
-            scores[layer.name] = scores[layer.name].masked_fill(~seen[:, None], UNSEEN)
+            unseen = ~torch.stack(moved).any(0).flatten(1).any(1)
+            fitting = unseen.view(-1, *[1] * (len(layer.shape) - 1))
+            scores[layer.name] = scores[layer.name].masked_fill(fitting, UNSEEN)
     return scores
 
 

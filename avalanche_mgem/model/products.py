@@ -24,7 +24,7 @@ from avalanche_mgem.model.operands import Operand, Outputs, factors, outputs_of
 from avalanche_mgem.model.sources import Product
 from avalanche_mgem.model.tokens import Tokens
 from avalanche_mgem.model.units import GatedLayer
-from avalanche_mgem.restriction.rows import Normalize, token_magnitudes
+from avalanche_mgem.restriction.rows import Normalize
 
 _IMPLEMENTATIONS = (None, "eager", "batched_mm", "grouped_mm")
 
@@ -76,7 +76,7 @@ class ProductWatch:
         for layer in self._layers:
             if layer.name in self._sums:
                 total, count = self._sums.pop(layer.name)
-                self._sink.add(layer.name, total, count if layer.experts else count[0])
+                self._sink.add(layer.name, total, count if layer.blocks else count[0])
             else:
                 self._nothing_seen(module, layer)
 
@@ -98,9 +98,9 @@ class ProductWatch:
                 f"the outputs of {layer.name!r} are not seen, experts_implementation={used!r}: set "
                 "'grouped_mm', 'batched_mm' or 'eager', or use another score than 'output'"
             )
-        if layer.experts is not None:
+        if layer.blocks:
             device = layer.rows[0].parameter.device
-            none = torch.zeros(layer.experts, dtype=torch.int64, device=device)
+            none = torch.zeros(layer.blocks[0], dtype=torch.int64, device=device)
             self._sink.add(layer.name, torch.zeros(layer.shape, device=device), none)
 
     @torch.no_grad()
@@ -123,21 +123,20 @@ class ProductWatch:
         experts: int | Tensor | None,
         counted: Tensor | None,
     ) -> None:
-        n_experts, normalize = layer.experts or 1, self._sink.normalize
         if layer.name not in self._sums:
             total = outputs.new_zeros(layer.shape, dtype=torch.float32)
+            n_experts = layer.blocks[0] if layer.blocks else 1
             count = torch.zeros(n_experts, dtype=torch.int64, device=outputs.device)
             self._sums[layer.name] = total, count
         total, count = self._sums[layer.name]
+        sizes = _sizes(outputs, self._sink.normalize, counted)
         if isinstance(experts, Tensor):
-            sizes = _sizes(outputs, normalize, counted)
             total.index_add_(0, experts, sizes)
-            ones = torch.ones_like(experts, dtype=count.dtype) if counted is None else counted
+            ones = torch.ones_like(experts) if counted is None else counted
             count.index_add_(0, experts, ones.to(count.dtype))
-            return
-        size, n = token_magnitudes(outputs, normalize=normalize, weights=counted)
-        (total if experts is None else total[experts]).add_(size)
-        count[experts or 0] += n
+        else:
+            (total if experts is None else total[experts]).add_(sizes.sum(0))
+            count[experts or 0] += len(outputs) if counted is None else counted.sum()
 
 
 def _source(layer: GatedLayer) -> Product:
@@ -146,11 +145,11 @@ def _source(layer: GatedLayer) -> Product:
 
 
 def _outputs(source: Product, layer: GatedLayer, seen: Outputs) -> Tensor:
-    """The rows of a product that are the layer's, [rows, n], with their bias."""
+    """The rows of a product, with their bias, [rows, n], or [rows, 2, n] of two matrices."""
     if source.through is not None:
         return _through(source, seen)
     outputs = seen.outputs
-    width = layer.rows[0].width
+    width = layer.n_rows // (source.experts or 1)
     if outputs.shape[-1] != width:
         raise ValueError(
             f"a product with a weight of {layer.name!r} has {outputs.shape[-1]} units of the "
@@ -159,7 +158,11 @@ def _outputs(source: Product, layer: GatedLayer, seen: Outputs) -> Tensor:
     bias = None if source.bias is None or seen.has_bias else getattr(source.owner, source.bias)
     if bias is not None:
         outputs = outputs + (bias if seen.experts is None else bias[seen.experts])
-    return outputs if source.part is None else source.part.select(outputs, -1)
+    if source.halves is None:
+        return outputs
+    in_turn = source.halves == "interleaved"
+    halves = torch.unflatten(outputs, -1, (-1, 2) if in_turn else (2, -1))
+    return halves.transpose(-2, -1) if in_turn else halves
 
 
 def _through(source: Product, seen: Outputs) -> Tensor:
@@ -178,12 +181,14 @@ def _through(source: Product, seen: Outputs) -> Tensor:
 
 
 def _sizes(outputs: Tensor, normalize: Normalize, counted: Tensor | None) -> Tensor:
-    """The magnitudes of each row, float32 [rows, n]; zero in what does not count."""
+    """The magnitudes of each row, float32 [rows, .., n]; zero in what does not count."""
     size = outputs.abs().float()
     if normalize == "token":
-        norm = size.sum(1, keepdim=True)
+        norm = size.sum(-1, keepdim=True)
         size = size / norm.masked_fill(norm == 0, 1.0)
-    return size if counted is None else size.masked_fill(~counted[:, None], 0.0)
+    if counted is None:
+        return size
+    return size.masked_fill(~counted.view(-1, *[1] * (size.ndim - 1)), 0.0)
 
 
 class _Calls(TorchFunctionMode):

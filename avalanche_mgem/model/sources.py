@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-QKV: tuple[Literal["q"], Literal["k"], Literal["v"]] = ("q", "k", "v")
+QKV = ("q", "k", "v")
+Halves = Literal["concatenated", "interleaved"]
 
 
 class Call(NamedTuple):
@@ -59,55 +60,66 @@ class Output:
 
     part: Part | None = None
 
-    def read(self, call: Call, width: int, channel_dim: int) -> Tensor:
+    def read(self, call: Call, width: int, channel_dim: int) -> list[Tensor]:
         """Return the output: of several tensors, the first that has so many units.
+
+        Units may lie in groups, [.., groups, width / groups].
 
         Raises:
             ValueError: none of the tensors has.
         """
-        output = self._whole(call, width, channel_dim)
-        return output if self.part is None else self.part.select(output, channel_dim)
-
-    def _whole(self, call: Call, width: int, channel_dim: int) -> Tensor:
-        output = call.output
-        if isinstance(output, Tensor) or not isinstance(output, tuple | list):
-            return output
-        for tensor in output:
-            dense = isinstance(tensor, Tensor) and tensor.ndim >= -channel_dim
-            if dense and tensor.is_floating_point() and tensor.shape[channel_dim] == width:
-                return tensor  # type: ignore[no-any-return]
-        found = ", ".join(
-            str(tuple(t.shape)) if isinstance(t, Tensor) else type(t).__name__ for t in output
-        )
+        several = isinstance(call.output, tuple | list)
+        given = call.output if several else [call.output]
+        for tensor in given:
+            output = _with_units(tensor, width, channel_dim)
+            if output is not None and (output.is_floating_point() or not several):
+                return [output if self.part is None else self.part.select(output, channel_dim)]
+        shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in given]
         raise ValueError(
-            f"a gated {type(call.module).__name__} returns ({found}), where no tensor has its "
-            f"{width} units; leave it out with target_modules"
+            f"a gated {type(call.module).__name__} returns {', '.join(map(str, shapes))}, without "
+            f"its {width} units; leave it out with target_modules"
         )
+
+
+def _with_units(tensor: Any, width: int, channel_dim: int) -> Tensor | None:
+    """Return a tensor with so many units along the dimension; None for what has not."""
+    if not isinstance(tensor, Tensor) or tensor.ndim < -channel_dim:
+        return None
+    if tensor.shape[channel_dim] == width:
+        return tensor
+    grouped = channel_dim == -1 and tensor.ndim > 1 and tensor.shape[-2:].numel() == width
+    return tensor.flatten(-2) if grouped else None
 
 
 @dataclass(frozen=True)
 class Projection:
-    """Queries, keys or values, or what comes out, of nn.MultiheadAttention.
+    """Queries, keys and values, or what comes out, of nn.MultiheadAttention.
 
     The first three are computed anew from the inputs, which costs three of the four projections'
     forward passes again.
+
+    Args:
+        of: those of "q", "k" and "v" that are meant, or "out".
     """
 
-    of: Literal["q", "k", "v", "out"]
+    of: tuple[str, ...]
 
-    def read(self, call: Call, width: int, channel_dim: int) -> Tensor:
-        """Return it, [N, L, width] or, unbatched, [L, width]."""
-        attention: nn.MultiheadAttention = call.module
-        if self.of == "out":
-            output: Tensor = call.output[0]
-        else:
-            index = QKV.index(self.of)
-            given = call.arguments[index : index + 1]
-            x = given[0] if given else call.keywords[("query", "key", "value")[index]]
-            with torch.no_grad():
-                output = functional.linear(x, *_projection(attention, index))
-        batch_first = attention.batch_first or output.ndim == 2
-        return output if batch_first else output.transpose(0, 1)
+    def read(self, call: Call, width: int, channel_dim: int) -> list[Tensor]:
+        """Return each, [N, L, width] or, unbatched, [L, width]."""
+        outputs = [_projected(call, which) for which in self.of]
+        batch_first = call.module.batch_first
+        return [y if batch_first or y.ndim == 2 else y.transpose(0, 1) for y in outputs]
+
+
+@torch.no_grad()
+def _projected(call: Call, which: str) -> Tensor:
+    if which == "out":
+        output: Tensor = call.output[0]
+        return output
+    index = QKV.index(which)
+    given = call.arguments[index : index + 1]
+    x = given[0] if given else call.keywords[("query", "key", "value")[index]]
+    return functional.linear(x, *_projection(call.module, index))
 
 
 def _projection(attention: nn.MultiheadAttention, index: int) -> tuple[Tensor, Tensor | None]:
@@ -131,7 +143,7 @@ class Hidden:
 
     index: int
 
-    def read(self, call: Call, width: int, channel_dim: int) -> Tensor:
+    def read(self, call: Call, width: int, channel_dim: int) -> list[Tensor]:
         """Return h, [N, L, width], or [N, width] of a cell or of a layer below the last.
 
         Of the layers below the last nothing is seen but where their last step has ended.
@@ -139,15 +151,15 @@ class Hidden:
         module = call.module
         if isinstance(module, nn.RNNCellBase):
             hidden: Tensor = call.output[0] if isinstance(call.output, tuple) else call.output
-            return hidden
+            return [hidden]
         output, states = call.output
         directions = 2 if module.bidirectional else 1
         if self.index // directions < module.num_layers - 1:
             h_n: Tensor = states[0] if isinstance(states, tuple) else states
-            return h_n[self.index]
+            return [h_n[self.index]]
         hidden = output.data if isinstance(output, PackedSequence) else output
         hidden = hidden.narrow(-1, self.index % directions * width, width)
-        return hidden if module.batch_first or hidden.ndim == 2 else hidden.transpose(0, 1)
+        return [hidden if module.batch_first or hidden.ndim == 2 else hidden.transpose(0, 1)]
 
 
 @dataclass(frozen=True)
@@ -162,7 +174,8 @@ class Product:
         through: the weight [experts * r, in] of a LoRA's A: it is the product of the same inputs
             with this one that counts.
         experts: how many experts the weight has; None: it is one matrix.
-        part: of the product's units, those that are meant.
+        halves: how the two matrices lie that a product's units are of, one after the other or in
+            turn; None: it is one.
     """
 
     weight: str
@@ -171,7 +184,7 @@ class Product:
     bias: str | None = None
     through: Tensor | None = None
     experts: int | None = None
-    part: Part | None = None
+    halves: Halves | None = None
 
 
 Source = Output | Projection | Hidden | Product

@@ -40,22 +40,23 @@ class Rows:
         parameter: that has the rows.
         dims: its dimensions along which the units lie, in the order of the units: (0,) of a linear
             layer's weight [out, in], (0, 2) of experts' [experts, in, out].
-        fold: (dimension, sizes): the parameter has this dimension made several first. The weights
-            [4 * hidden, in] of an LSTM are those of its gates, [4, hidden, in], and all four of
-            (1,) feed hidden unit j.
+        folds: (dimension, sizes), ascending: the parameter has these dimensions made two first. The
+            weights [4 * hidden, in] of an LSTM are those of its gates, [4, hidden, in], and all
+            four of (1,) feed hidden unit j.
         part: of the units along the last of `dims`, those that are meant.
     """
 
     name: str
     parameter: nn.Parameter
     dims: tuple[int, ...] = (0,)
-    fold: tuple[int, tuple[int, int]] | None = None
+    folds: tuple[tuple[int, tuple[int, int]], ...] = ()
     part: Part | None = None
 
     @property
     def width(self) -> int:
-        """The number of units along the last of the dimensions, other parts' units included."""
-        return self._folded(self.parameter).shape[self.dims[-1]]
+        """The number of units, those of other parts included."""
+        folded = self._folded(self.parameter.detach())
+        return math.prod(folded.shape[dim] for dim in self.dims)
 
     @property
     def unit_shape(self) -> tuple[int, ...]:
@@ -66,9 +67,13 @@ class Rows:
     @property
     def own_dims(self) -> tuple[int, ...]:
         """The dimensions of the parameter, as it is, along which its rows lie, ascending."""
-        if self.fold is None:
-            return tuple(sorted(self.dims))
-        return tuple(sorted({dim - (dim > self.fold[0]) for dim in self.dims}))
+        folded = [dim for dim, _ in self.folds]
+        own = [d for d in range(self.parameter.ndim) for _ in range(1 + folded.count(d))]
+        return tuple(sorted({own[dim] for dim in self.dims}))
+
+    @property
+    def _is_plain(self) -> bool:
+        return not self.folds and self.part is None
 
     def of(self, tensor: Tensor) -> Tensor:
         """Return a view of a tensor of the parameter's shape, [*units, ...]: each unit's row."""
@@ -76,7 +81,9 @@ class Rows:
         return tensor if self.part is None else self.part.of(tensor, len(self.dims) - 1)
 
     def _folded(self, tensor: Tensor) -> Tensor:
-        return tensor if self.fold is None else torch.unflatten(tensor, *self.fold)
+        for dim, sizes in reversed(self.folds):
+            tensor = torch.unflatten(tensor, dim, sizes)
+        return tensor
 
     def spread(self, kept: Tensor) -> Tensor:
         """Return what is kept of the parameter's rows, bool [sizes of `own_dims`].
@@ -86,7 +93,7 @@ class Rows:
         """
         parameter, dims = self.parameter, self.own_dims
         sizes = [parameter.shape[dim] for dim in dims]
-        if self.fold is None and self.part is None and dims == self.dims:
+        if self._is_plain and dims == self.dims:
             return kept.reshape(sizes)
         shape = [size if dim in dims else 1 for dim, size in enumerate(parameter.shape)]
         whole = torch.ones(shape, dtype=torch.bool, device=kept.device)
@@ -97,7 +104,7 @@ class Rows:
 
     def magnitudes(self, tensor: Tensor) -> Tensor:
         """Return the mean of |w| over each unit's row, float32 [units], of such a tensor."""
-        if self.fold is None and self.part is None and len(self.dims) == 1:
+        if self._is_plain and len(self.dims) == 1:
             return row_magnitudes(tensor, self.dims[0])
         rows = self.of(tensor.detach())
         others = list(range(len(self.unit_shape), rows.ndim))
@@ -126,8 +133,8 @@ class GatedLayer:
         biases: the trainable biases [n] of the same units, by name, where each is one of them.
         channel_dim: of the units in the output.
         source: how the output is seen.
-        experts: how many experts have n units each, which are chosen among in each expert; None:
-            the layer has n units.
+        blocks: of n units each, which are chosen among in each block: (experts,), (experts, 2) with
+            the two halves of a fused matrix, (3,) with queries, keys and values. (): it is one.
     """
 
     name: str
@@ -137,17 +144,16 @@ class GatedLayer:
     biases: tuple[tuple[str, nn.Parameter], ...] = ()
     channel_dim: int = -1
     source: Source = OUTPUT
-    experts: int | None = None
+    blocks: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the units' scores and masks: (n,), or (experts, n)."""
-        n = self.n_rows
-        return (n,) if self.experts is None else (self.experts, n // self.experts)
+        """The shape of the units' scores and masks: (*blocks, n)."""
+        return (*self.blocks, self.n_rows // max(math.prod(self.blocks), 1))
 
     @property
     def n_rows(self) -> int:
-        """The number of output units, of all experts together."""
+        """The number of output units, of all blocks together."""
         return math.prod(self.rows[0].unit_shape)
 
 

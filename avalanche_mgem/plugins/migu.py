@@ -81,7 +81,7 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
     Attributes:
         mask_fraction: as above.
         last_mask: which rows the last iteration might move, bool [n] for each gated layer by its
-            name, [experts, n] for experts; None where all might.
+            name, or [*blocks, n]; None where all might.
         last_scores: n of the last iteration, float32 [n] by layer, also where nothing was masked;
             None before the first.
         skipped_steps: how many steps were left out (on_nonfinite="skip"); they leave the two above

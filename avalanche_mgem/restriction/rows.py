@@ -91,15 +91,16 @@ def kept_rows_of_many(scores: Tensor, mask_fraction: float) -> Tensor:
 def kept_rows_of_layers(scores: Mapping[Key, Tensor], mask_fraction: float) -> dict[Key, Tensor]:
     """Return `kept_rows` of every layer, bool of the shape of its scores.
 
-    Layers of one width are sorted together. Of scores [experts, n] each expert's rows are chosen by
-    themselves, and where any are masked at all, none is kept that is `UNSEEN`.
+    Layers of one width are sorted together. Of scores [*blocks, n], as those of experts, each
+    block's rows are chosen by themselves, and where any are masked at all, none is kept that is
+    `UNSEEN`.
     """
     kept: dict[Key, Tensor] = {}
     for keys in _of_one_width(scores):
         stacked = torch.stack([scores[key].float() for key in keys])
         flat = kept_rows_of_many(stacked.flatten(0, -2), mask_fraction).view_as(stacked)
         if stacked.ndim > 2 and mask_fraction > 0:
-            flat &= stacked > UNSEEN
+            flat = flat & (stacked > UNSEEN)
         kept.update(zip(keys, flat, strict=True))
     return {key: kept[key] for key in scores}
 

@@ -4,13 +4,24 @@ import copy
 
 import pytest
 import torch
-from mixtures import MIXTURES, T, adamw, gated_pass, make_batch, make_mixture, snapshot, ways
+from mixtures import (
+    MIXTURES,
+    NEEDS_EXPERTS,
+    T,
+    adamw,
+    gated_pass,
+    make_batch,
+    make_mixture,
+    snapshot,
+    ways,
+)
 from reference.experts import slow_scores
 
 from avalanche_mgem.model.gate import RowGate
 from avalanche_mgem.model.layers import find_gated_layers, resolve_gated_layers
 from avalanche_mgem.restriction.rows import UNSEEN, n_masked
 
+pytestmark = NEEDS_EXPERTS
 WAYS = pytest.mark.parametrize(("name", "way"), list(ways()))
 
 
@@ -26,26 +37,28 @@ def test_scores_are_those_of_each_token(name, way, ignore_padding):
     torch.set_rng_state(state)
     gated_pass(model, batch, gate)
     gate.mask(model)
-    experts = {n: s for n, s in gate.last_scores.items() if s.ndim == 2}
+    experts = {n: s for n, s in gate.last_scores.items() if s.ndim > 1}
     assert experts.keys() == expected.keys() != set()
     for layer, (mean, count) in expected.items():
         own, seen = experts[layer].double(), count > 0
         torch.testing.assert_close(own[seen], mean[seen], rtol=1e-4, atol=1e-6)
         assert (own[~seen] == UNSEEN).all()
         kept = gate.last_mask[layer]
-        n = kept.shape[1]
-        assert (~kept)[seen].sum(1).tolist() == [n_masked(T, n)] * int(seen.sum())
+        n = kept.shape[-1]
+        assert ((~kept)[seen].sum(-1) == n_masked(T, n)).all()
         assert not kept[~seen].any()
-        for rows, masked in zip(own[seen], ~kept[seen], strict=True):
+        for rows, masked in zip(own[seen].view(-1, n), ~kept[seen].view(-1, n), strict=True):
             assert set(rows.argsort(stable=True)[: n_masked(T, n)].tolist()) == set(
                 masked.nonzero().flatten().tolist()
             )
 
 
 def rows_of(model, layer, tensor_of):
-    """The layer's rows in each of its parameters, [experts, n, ...]."""
+    """The layer's rows in each of its parameters, [*blocks, n, ...]."""
     for rows in layer.rows:
-        yield rows.of(tensor_of(rows)).flatten(1, len(rows.unit_shape) - 1)
+        yield (
+            rows.of(tensor_of(rows)).flatten(0, len(rows.unit_shape) - 1).unflatten(0, layer.shape)
+        )
 
 
 @WAYS
@@ -65,7 +78,7 @@ def test_masked_rows_do_not_move_by_a_bit(name, way):
         layers = resolve_gated_layers(model, gate.last_mask)
         for layer in layers:
             kept = gate.last_mask[layer.name]
-            if layer.experts is None:
+            if not layer.blocks:
                 continue
             old = list(rows_of(model, layer, lambda rows, b=before: b[rows.name]))
             new = list(rows_of(model, layer, lambda rows: rows.parameter.detach()))
@@ -135,7 +148,7 @@ def test_other_scores_leave_experts_without_a_token_alone(name, score):
     gate.release()
     without = 0
     for layer in resolve_gated_layers(model, gate.last_mask):
-        if layer.experts is None:
+        if not layer.blocks:
             continue
         kept = gate.last_mask[layer.name]
         for rows in layer.rows:
@@ -145,8 +158,8 @@ def test_other_scores_leave_experts_without_a_token_alone(name, score):
             assert not moved[alone].any()
             assert not kept[alone].any()
             without += int(alone.sum())
-        n = kept.shape[1]
-        assert set((~kept).sum(1).tolist()) <= {n, n_masked(T, n)}
+        n = kept.shape[-1]
+        assert set((~kept).sum(-1).flatten().tolist()) <= {n, n_masked(T, n)}
     assert without > 0
 
 
@@ -261,13 +274,12 @@ def test_half_precision_and_autocast(dtype):
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
         gated_pass(model, make_batch(), gate, backward=False)
     gate.look(model)
-    near = [
-        torch.allclose(gate.last_scores[layer][count > 0].double(), mean[count > 0], rtol=0.1)
-        for layer, (mean, count) in reference.items()
-        if "gate_up" in layer
-    ]
+    off = []
+    for layer, (mean, count) in reference.items():
+        apart = gate.last_scores[layer][count > 0].double() - mean[count > 0]
+        off.append(float(apart.norm() / mean.norm()))
     assert all(s.dtype == torch.float32 for s in gate.last_scores.values())
-    assert any(near)  # routing may differ
+    assert max(off) < 0.1
 
 
 def test_targets_name_experts_as_peft_does():
@@ -279,12 +291,12 @@ def test_targets_name_experts_as_peft_does():
             for layer in find_gated_layers(model, targets)
         ]
 
-    halves = ["experts.gate_up_proj.gate", "experts.gate_up_proj.up"]
-    assert names(["experts"]) == [*halves, "experts.down_proj"]
-    assert names(["mlp.experts.gate_up_proj"]) == halves
+    both = ["experts.gate_up_proj", "experts.down_proj"]
+    assert names(["experts"]) == both
+    assert names(["mlp.experts.gate_up_proj"]) == both[:1]
     assert names(["down_proj"]) == ["experts.down_proj"]
     assert names(["gate"]) == ["gate"]
-    assert set(names("all-linear")) > {*halves, "experts.down_proj", "gate"}
+    assert set(names("all-linear")) > {*both, "gate"}
     assert names(r".*experts\.down.*") == ["experts.down_proj"]
     model.model.layers[0].mlp.experts.gate_up_proj.requires_grad_(False)
     assert names(["experts"]) == ["experts.down_proj"]

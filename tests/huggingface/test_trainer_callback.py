@@ -12,10 +12,12 @@ import torch
 import transformers
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from mixtures import NEEDS_EXPERTS, make_batch, make_mixture
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from avalanche_mgem import huggingface
 from avalanche_mgem.huggingface import MIGUCallback
+from avalanche_mgem.model.layers import resolve_gated_layers
 from avalanche_mgem.restriction.rows import n_masked
 
 # The Trainer of transformers 4.47 itself calls what torch 2.5 warns of.
@@ -168,6 +170,29 @@ def test_masked_rows_do_not_move_by_a_bit_under_adamw(tmp_path, accumulated, bf1
             moved = moved_rows(step, name)
             assert not moved[~kept].any()
             assert moved[kept].any()
+
+
+@NEEDS_EXPERTS
+def test_experts_and_parts_of_fused_layers(tmp_path):
+    """Each expert's masked rows stay, and a resumed callback knows how layers are divided."""
+    model = make_mixture("mixtral", "grouped_mm")
+    task = [{"input_ids": make_batch(i)["input_ids"][0], "labels": make_batch(i)["input_ids"][0]}
+            for i in range(16)]  # fmt: skip
+    migu = MIGUCallback(0.6, skip_tasks=0, freeze="update", fused={"o_proj": (8, 4, 4)})
+    watch = Watch(migu)
+    train(tmp_path, model, task, migu, watch, gradient_accumulation_steps=2)
+    gated = resolve_gated_layers(model, watch.masks[-1], fused=migu.state()["args"]["fused"])
+    assert {layer.name.rpartition("o_proj")[2] for layer in gated} >= {".q", ".k", ".v"}
+    assert sorted(layer.blocks for layer in gated if layer.blocks) == [(4,), (4, 2)]
+    for mask, (before, after) in zip(watch.masks, watch.steps, strict=True):
+        for layer in gated:
+            for rows in layer.rows:
+                differ = rows.of(before[rows.name] != after[rows.name])
+                kept = mask[layer.name].view(rows.unit_shape)
+                assert not differ[~kept].any()
+                assert differ[kept].any()
+    again = MIGUCallback(**json.loads(json.dumps(migu.state()))["args"])
+    assert again.state() == migu.state() | {"attributes": {"tasks": 0, "draws": 0}}
 
 
 def test_a_masked_gradient_alone_does_not_stop_weight_decay(tmp_path):

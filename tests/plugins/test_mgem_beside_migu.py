@@ -53,7 +53,7 @@ def vector(parameters):
     return torch.cat([p.detach().flatten() for p in parameters]).clone()
 
 
-def harms(migu, optimizer="sgd", parameter_groups=1, make=model, epochs=4, **arguments):
+def harms(migu, optimizer="sgd", parameter_groups=1, make=model, **arguments):
     """Train with both; return the harm of each step to each memory row, in shares of the lengths.
 
     The rows are taken before either plugin has seen them, the step after both.
@@ -79,7 +79,7 @@ def harms(migu, optimizer="sgd", parameter_groups=1, make=model, epochs=4, **arg
 
     # The rows are there after before_training_iteration; nobody has masked them by before_forward.
     plugins = [mgem, Call(before_forward=remember), migu, Call(after_update=measure)]
-    strategy = make_strategy(make(), plugins, optimizer=OPTIMIZERS[optimizer], train_epochs=epochs)
+    strategy = make_strategy(make(), plugins, optimizer=OPTIMIZERS[optimizer], train_epochs=4)
     train(strategy, domain_stream().train_stream)
     assert len(found) > 30
     return found
@@ -107,7 +107,7 @@ def test_restricted_updates_stay_in_the_cone(optimizer, freeze):
 def test_layers_of_other_kinds_stay_in_the_cone(restrict, name):
     migu = MIGUPlugin(0.6, freeze="update")
     optimizer = "sgd" if restrict == "gradient" else "adamw"
-    found = harms(migu, optimizer, make=MODELS[name], epochs=2, restrict=restrict)
+    found = harms(migu, optimizer, make=MODELS[name], restrict=restrict)
     assert max(found) < 1e-4
 
 

@@ -8,6 +8,8 @@ import torch
 def slow_scores(model, inputs, tokens=None, of=lambda key, expert, x, y: y):
     """{layer name: ([experts, n] mean of |y|, [experts] number of tokens)} of all experts.
 
+    Of gate_up_proj, [experts, 2, n]: the gate's and the other half.
+
     Args:
         model: of transformers, in training mode, without dropout.
         inputs: of the model.
@@ -48,10 +50,8 @@ def _scores(name, module, call, tokens, of):
         for key, own, y in _expert_outputs(module, matrices, expert, x):
             outputs[key][expert].append(of(key, expert, own, y).abs().double())
     for key, of_experts in outputs.items():
-        n = next(len(y) for rows in of_experts for y in rows)
-        means = [
-            torch.stack(rows).mean(0) if rows else torch.zeros(n).double() for rows in of_experts
-        ]
+        none = torch.zeros_like(next(y for rows in of_experts for y in rows))
+        means = [torch.stack(rows).mean(0) if rows else none for rows in of_experts]
         scores[f"{name}.{key}"] = torch.stack(means), counts.clone()
     return scores
 
@@ -77,7 +77,7 @@ def _matrices(module):
     if hasattr(module, "mlp"):  # DBRX
         return ["mlp.w1", "mlp.v1", "mlp.w2"]
     if hasattr(module, "gate_up_proj"):
-        return ["gate_up_proj.gate", "gate_up_proj.up", "down_proj"]
+        return ["gate_up_proj", "down_proj"]
     return ["up_proj", "down_proj"]
 
 
@@ -89,16 +89,14 @@ def _expert_outputs(module, names, expert, x):
         hidden = glu.activation_fn(gate) * up
         yield from zip(names, [x, x, hidden], [gate, up, w2.T @ hidden], strict=True)
         return
-    first = "up_proj" if len(names) == 2 else "gate_up_proj"
-    y = _linear(module, first, expert, x)
-    if first == "up_proj":
+    y = _linear(module, names[0], expert, x)
+    if names[0] == "up_proj":
         yield "up_proj", x, y
         hidden = module.act_fn(y)
     else:
         in_turn = not getattr(module, "is_concatenated", True)
         gate, up = (y[::2], y[1::2]) if in_turn else y.chunk(2)
-        yield "gate_up_proj.gate", x, gate
-        yield "gate_up_proj.up", x, up
+        yield "gate_up_proj", x, torch.stack([gate, up])
         own = getattr(module, "_apply_gate", None)
         hidden = module.act_fn(gate) * up if own is None else own(y)
     yield "down_proj", hidden, _linear(module, "down_proj", expert, hidden)
