@@ -23,10 +23,13 @@ class Choice:
 
     words: tuple[str, ...]
     or_callable: bool = False
+    or_mapping: bool = False  # which is looked at with the model
 
     def __call__(self, name: str, value: Any) -> object:
         """Raise ValueError for anything else."""
         if self.or_callable and callable(value) and not isinstance(value, type):
+            return value
+        if self.or_mapping and isinstance(value, Mapping):
             return value
         return one_of(name, value, self.words)
 
@@ -111,6 +114,7 @@ MIGU_RULES: dict[str, Rule] = {
     "freeze": _choice("gradient", "update"),
     "ungated": _choice("train", "freeze"),
     "normalize": _choice("none", "token"),
+    "fused": Choice(("layer", "parts"), or_mapping=True),
     "ignore_padding": flag,
     "skip_tasks": _whole(0),
     "skip_steps": _whole(0),

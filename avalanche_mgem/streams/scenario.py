@@ -101,7 +101,7 @@ def make_scenario(
     [x, y, task label]. The classes of an experience, before it, so far and after it are sorted
     lists.
     """
-    if isinstance(task_labels, bool):
+    if not isinstance(task_labels, Sequence):  # a flag, of numpy too
         task_labels = [i if task_labels else 0 for i in range(len(train))]
     return scenario_of(
         **{

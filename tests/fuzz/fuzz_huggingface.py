@@ -129,7 +129,12 @@ HUGGINGFACE = {
     "IncLoRAPlugin": Target(hf.IncLoRAPlugin, _LORA),
     "OLoRAPlugin": Target(
         hf.OLoRAPlugin,
-        {"orthogonality": NOT_NEGATIVE, "penalty": one_of("absolute", "squared"), **_LORA},
+        {
+            "orthogonality": NOT_NEGATIVE,
+            "norm_penalty": NOT_NEGATIVE,
+            "penalty": one_of("absolute", "squared"),
+            **_LORA,
+        },
     ),
     "OrthogonalityMetric": Target(hf.OrthogonalityMetric, {"minibatch": FLAG}),
     "orthogonality_metrics": Target(hf.orthogonality_metrics, {"minibatch": FLAG}),

@@ -77,6 +77,7 @@ MGEM = {
     "unassigned_parameters": one_of("error", "free", "module"),
     "unused_parameters": one_of("exclude", "include"),
     "memory_passes": one_of("auto", "loop", "grouped"),
+    "memory_transform": one_of("eval", "train"),
     "memory_batch_size": optional(COUNT),
     "refresh_every": COUNT,
     "max_row_bytes": kind(None, 10**9, np.int64(10**6), may=f"None|{COUNT.names()}"),

@@ -171,6 +171,8 @@ FUNCTIONS = {
 }
 
 _PATTERNS = kind(None, ["0"], ("*",), may="None")
+_SEEN = {"seen_heads": "what a HeadWatch has found"}
+
 MODELS = {
     "make_partition": Target(
         make_partition,
@@ -189,6 +191,7 @@ MODELS = {
             "modules": _PATTERNS,
             "heads": kind(None, "2", ["2"], may="None|[]|()|np []|tensor [0]"),
         },
+        left=_SEEN,
     ),
     "find_gated_layers": Target(
         find_gated_layers,
@@ -198,6 +201,7 @@ MODELS = {
             "heads": kind(None, "2", ["2"], may="None|[]|()|np []|tensor [0]"),
             "fused": one_of("layer", "parts"),
         },
+        left=_SEEN,
     ),
 }
 

@@ -50,6 +50,8 @@ NOT_TRIED = {
     "compare": "it trains for minutes; tests/experiment/test_checks.py has what it refuses",
     "main": "the command; tests/cli has what it refuses",
     "model_and_tokenizer": _OWN,
+    "is_lazy": _OWN,
+    "uninitialized": _OWN,
 }
 
 
