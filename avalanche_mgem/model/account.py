@@ -87,7 +87,7 @@ def account(
             trainable += parameter.numel()
             if id(parameter) in gated:
                 n_gated += parameter.numel()
-            elif not (known or own.endswith("bias")):
+            elif not (known or "bias" in own):
                 kind = type(module).__name__
                 count, names = left.get(kind, (0, ()))
                 left[kind] = count + parameter.numel(), (*names, join(name, own))

@@ -117,6 +117,7 @@ class RowGate:
         self._head_names: list[str] = []
         self._heads = HeadWatch()
         self._by_product: set[str] = set()  # layers that are not called: their weights are used
+        self._candidates: list[str] = []  # the gated layers, and what may turn out to be no head
         self._heads_unseen = False  # whether the next forward pass is to show them
         self._warned = False
         self._lost: list[str] = []  # layers of which was said that they are not seen
@@ -144,22 +145,43 @@ class RowGate:
         self._hooks_are_enough = False
         if self.score == "output":
             _refuse_compiled(model)
-        self._choose(model, warn=self.heads is not None)
-        self._heads_unseen = self.heads is None
+        self._choose(model)
         self._encoder_decoder = is_encoder_decoder(model)
         self.last_scores = self.last_mask = self._kept = None
         self._recorder.reset()
         self._resolved, self._hidden = None, []
 
-    def _choose(self, model: nn.Module, *, warn: bool) -> None:
+    def _choose(self, model: nn.Module) -> None:
         """Take the gated layers by what is known of the heads, and account for the rest."""
         seen = self._heads.found
         layers = find_gated_layers(
             model, self.target_modules, heads=self.heads, seen_heads=seen, fused=self.fused
         )
         self.names = [layer.name for layer in layers]
+        self._heads_unseen = self.heads is None
+        # Whatever may turn out to be no head is recorded too, so that the first step masks it.
+        self._candidates = self.names
+        if self._heads_unseen:
+            every = find_gated_layers(model, self.target_modules, heads=(), fused=self.fused)
+            self._candidates = [layer.name for layer in every]
         self._head_names = find_heads(model, self.heads, seen)
-        source = "given" if self.heads is not None else "names" if seen is None else "graph"
+        self._account_for(model, layers, warn=self.heads is not None)
+
+    def _see_heads(self, model: nn.Module) -> None:
+        """Choose anew among the candidates where a forward pass has shown other heads.
+
+        What another plugin has frozen since stays among them.
+        """
+        self._heads_unseen = False
+        heads = find_heads(model, None, self._heads.found)
+        found = [n for n in self._candidates if not any(inside(n, head) for head in heads)]
+        if found:
+            self.names, self._head_names, self._resolved = found, heads, None
+        self._account_for(model, self._layers(model), warn=True)
+
+    def _account_for(self, model: nn.Module, layers: list[GatedLayer], *, warn: bool) -> None:
+        graph = "names" if self._heads.found is None else "graph"
+        source = graph if self.heads is None else "given"
         self.last_account = account(model, layers, self._head_names, source)
         _LOG.info("gate: %s", self.last_account)
         if warn and self.target_modules is None and not self._warned:
@@ -181,9 +203,8 @@ class RowGate:
         self.begin()
         layers = self._layers(model)
         if self._heads_unseen:
-            # Whatever may turn out to be no head is recorded too, so that this step masks it.
-            every = find_gated_layers(model, self.target_modules, heads=(), fused=self.fused)
-            layers = self._as_seen(model, every)
+            found = resolve_gated_layers(model, self._candidates, fused=self.fused)
+            layers = self._as_seen(model, found)
             self._heads.open(gateable_layers(model))
         if self.score == "output":
             masks = self._token_masks(batch) if self.ignore_padding else None
@@ -195,9 +216,7 @@ class RowGate:
         watched = self._heads.is_open
         self._heads.close(output)
         if model is not None and watched and self._heads_unseen:
-            self._heads_unseen = False
-            self._choose(model, warn=True)
-            self._resolved = None
+            self._see_heads(model)
 
     def kept(self, model: nn.Module) -> dict[str, Tensor]:
         """Return which rows may move in this step, bool [n] by layer, or [*blocks, n].

@@ -15,7 +15,10 @@ from avalanche_mgem.model.magnitudes import MagnitudeRecorder, gradient_scores, 
 from avalanche_mgem.restriction.rows import n_masked
 
 # torch says once that oneDNN has no such LSTM.
-pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported"),
+    pytest.mark.filterwarnings("ignore:.*trainable parameters are in layers that MIGU"),
+]
 
 
 class Attending(nn.Module):

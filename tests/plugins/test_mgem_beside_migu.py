@@ -11,6 +11,9 @@ from torch.optim import SGD, AdamW
 from avalanche_mgem import MGEMPlugin, MIGUPlugin
 from avalanche_mgem.model.partition import make_partition
 
+# Of a recurrent layer with a projection, the projection alone is gated.
+pytestmark = pytest.mark.filterwarnings("ignore:.*trainable parameters are in layers that MIGU")
+
 OPTIMIZERS = {
     "sgd": lambda m: SGD(m.parameters(), lr=0.2),
     "adamw": lambda m: AdamW(m.parameters(), lr=0.02, weight_decay=0.1),

@@ -22,7 +22,7 @@ from torch.optim import SGD, AdamW
 from transformers.optimization import Adafactor
 
 from avalanche_mgem import ClipGradientPlugin, HybridMagnitudePlugin, MGEMPlugin, MIGUPlugin
-from avalanche_mgem.model.holding import KeptRows
+from avalanche_mgem.model.holding import HeldRows
 
 ADAFACTORS = {
     "relative": {"lr": None, "relative_step": True, "warmup_init": True},
@@ -192,13 +192,13 @@ def test_frozen_modules_do_not_move(name):
 def test_rows_are_copied_beyond_the_first_step_only_where_hooks_are_not_enough(monkeypatch):
     """A step that the optimiser's hooks have held once, they hold."""
     copied = []
-    made = KeptRows.__init__
+    made = HeldRows.__init__
 
     def counted(self, *arguments):
         copied.append(self)
         made(self, *arguments)
 
-    monkeypatch.setattr(KeptRows, "__init__", counted)
+    monkeypatch.setattr(HeldRows, "__init__", counted)
 
     def count(optimizer, kind):
         copied.clear()
