@@ -17,7 +17,7 @@ from avalanche_mgem.model.distributed import unwrapped
 _PERIOD = 100  # iterations between two looks at the loss: an accelerator is waited for at each
 
 
-class Divergence(PluginMetric):  # type: ignore[misc]  # Avalanche ships no types
+class Divergence(PluginMetric):
     """Ends a training whose loss or weights are NaN or Inf, by an error.
 
         divergence.start(strategy)

@@ -147,7 +147,8 @@ def _plain_layers(
 def _n_positions(module: nn.Module) -> int:
     """The number of dimensions of a convolution's positions; none of other modules."""
     module = getattr(module, "base_layer", module)
-    return len(module.kernel_size) if convolves(module) else 0  # type: ignore[arg-type]
+    size: Any = module.kernel_size if convolves(module) else ()
+    return len(size)
 
 
 def _weights(owner: nn.Module) -> dict[str, nn.Parameter]:
