@@ -38,6 +38,8 @@ def tensors_behind(module: nn.Module, dim: int) -> dict[str, nn.Parameter]:
         CoupledRowsError: a row of the weight depends on other rows too, as under spectral
             normalisation; what makes the weight is not known.
     """
+    if not isinstance(module, nn.Module):  # AdaLoRA keeps bare parameters where LoRA has layers
+        raise CoupledRowsError("it is no layer")
     # First, because to read such a weight is to make it: spectral norms iterate each time.
     if is_parametrized(module, "weight"):
         return _behind_parametrization(module, dim)

@@ -208,7 +208,7 @@ class RowGate:
             self._heads.open(gateable_layers(model))
         if self.score == "output":
             masks = self._token_masks(batch) if self.ignore_padding else None
-            self._recorder.open(layers, token_mask=masks, guard=model)
+            self._recorder.open(layers, token_mask=masks, guard=model, on_error=self._heads.close)
 
     def close(self, model: nn.Module | None = None, output: object = None) -> None:
         """End what `open` began; with the model and its output, learn which layers are heads."""

@@ -65,6 +65,7 @@ class MagnitudeRecorder:
         *,
         token_mask: TokenMask = None,
         guard: nn.Module | None = None,
+        on_error: Callable[[], object] | None = None,
     ) -> MagnitudeRecorder:
         """Open a window on these layers; one that is still open is closed first.
 
@@ -73,6 +74,7 @@ class MagnitudeRecorder:
             token_mask: which tokens count, [N, L], such as an attention mask, or a function that
                 says it for a layer's name; None: all. Outputs that do not begin with these
                 dimensions, pooled ones or images, count all of theirs.
+            on_error: called when a forward pass of `guard` fails.
             guard: the model, when `close` is called at an event that an error in its forward pass
                 would skip: then the error closes the window.
         """
@@ -89,8 +91,8 @@ class MagnitudeRecorder:
             self._hooks += watch.hooks(module)
             self._watches.append(watch)
         if guard is not None:
-            on_error = _CloseOnError(self)
-            self._guard.append(guard.register_forward_hook(on_error, always_call=True))
+            close = _CloseOnError(self, on_error)
+            self._guard.append(guard.register_forward_hook(close, always_call=True))
         return self
 
     def close(self) -> None:
@@ -239,6 +241,7 @@ class _Hook:
 @dataclass
 class _CloseOnError:
     recorder: MagnitudeRecorder
+    on_error: Callable[[], object] | None = None
 
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: object) -> None:
         # torch calls such a hook with None when the forward pass has raised.
@@ -246,6 +249,8 @@ class _CloseOnError:
             # It goes over the hooks at this moment, which cannot lose one before the last.
             is_last = next(reversed(module._forward_hooks.values())) is self
             (self.recorder.close if is_last else self.recorder.close_layers)()
+            if self.on_error is not None:
+                self.on_error()
 
     def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
         return no_hook, ()

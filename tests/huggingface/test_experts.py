@@ -282,6 +282,7 @@ def test_half_precision_and_autocast(dtype):
     assert max(off) < 0.1
 
 
+@pytest.mark.filterwarnings("ignore:target_modules. 1 of the layers that are meant")
 def test_targets_name_experts_as_peft_does():
     model = make_mixture("mixtral")
 

@@ -93,7 +93,7 @@ def test_options_of_lora_are_gated_to_the_bit(option, ungated):
     now = dict(model.named_parameters())
     biases = sum(len(layer.biases) for layer in find_gated_layers(model))
     assert len(held) + biases == n_gated
-    for name, dim, rows in held:
+    for name, (dim,), rows in held:
         moved = (now[name].detach() != before[name]).movedim(dim, 0).flatten(1).any(1)
         assert torch.equal(moved, ~rows)
     others = {n for n, p in now.items() if p.requires_grad} - {name for name, *_ in held}

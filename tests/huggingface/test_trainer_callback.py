@@ -423,6 +423,8 @@ def test_sharded_parameters_are_refused(tmp_path, monkeypatch):
 
 def test_what_is_missing_is_said_with_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
+    monkeypatch.delitem(sys.modules, "avalanche_mgem.huggingface.callback", raising=False)
+    monkeypatch.delitem(vars(huggingface), "MIGUCallback", raising=False)
     with pytest.raises(ImportError, match=r"pip install 'avalanche-mgem\[hf\]'"):
         _ = huggingface.MIGUCallback
     with pytest.raises(AttributeError, match="has no attribute 'MIGUCallbak'"):
