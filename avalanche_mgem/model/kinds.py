@@ -132,6 +132,8 @@ def _plain_layers(
     for suffix, part in whole.items():
         rows, biases = [], []
         for prefix, owner in owners.items():
+            if not isinstance(owner, nn.Module):
+                continue
             for own_name, weight in _weights(owner).items():
                 rows.append(_rows(join(prefix, own_name), weight, owner, part))
             if part is None and is_trained(bias := getattr(owner, "bias", None)):
@@ -189,7 +191,8 @@ def _lora_layers(name: str, module: Any, parts: Mapping[str, Part] | None) -> li
     owners |= {join(name, f"lora_B.{adapter}"): module.lora_B[adapter] for adapter in adapters}
     layers = _plain_layers(name, module, "lora", owners, parts)
     for adapter in adapters:
-        layers += layers_of(join(name, f"lora_A.{adapter}"), module.lora_A[adapter])
+        if isinstance(module.lora_A[adapter], nn.Module):  # AdaLoRA has bare parameters
+            layers += layers_of(join(name, f"lora_A.{adapter}"), module.lora_A[adapter])
     if any(layer.rows for layer in layers):
         check_lora(name, module, adapters)
     return layers
