@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from avalanche_mgem.arguments import as_list, suggestion
+from avalanche_mgem.model.hooks import no_hook
 from avalanche_mgem.model.lora import is_of_parameter
 from avalanche_mgem.model.targets import Layers, convolves, inside, is_recurrent, join, wrapping
 
@@ -203,15 +204,7 @@ class _LayerHook:
         self._watch.note_layer(self._name, module, output)
 
     def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
-        return _no_hook, ()
-
-
-def _no_hook() -> Callable[..., None]:
-    return _do_nothing
-
-
-def _do_nothing(*arguments: object) -> None:
-    """Stand for a hook in a copy."""
+        return no_hook, ()
 
 
 def _next(node: Any) -> list[Any]:
