@@ -270,7 +270,8 @@ def test_loggers_go_on_where_they_write(tmp_path):
         load_checkpoint(strategy, tmp_path / "run")
         first.evaluator.loggers[-1].close()
     assert strategy.evaluator.loggers == mine
-    assert strategy.evaluator.get_all_metrics() == first.evaluator.get_all_metrics()
+    # As texts: a score that is not known yet is NaN, which equals nothing.
+    assert repr(strategy.evaluator.get_all_metrics()) == repr(first.evaluator.get_all_metrics())
     length = len((tmp_path / "log.csv").read_text().splitlines())
     strategy.train(domain_stream().train_stream[1])
     strategy.eval(domain_stream().test_stream)

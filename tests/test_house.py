@@ -115,3 +115,9 @@ def test_public_names_resolve(name):
 def test_a_name_that_is_not_there_is_said():
     with pytest.raises(AttributeError, match="has no attribute 'MGEN'"):
         _ = avalanche_mgem.MGEN
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """Else pytest finds one of them only, or none."""
+    names = [path.name for path in Path(__file__).parent.rglob("*.py") if path.stem != "conftest"]
+    assert sorted(names) == sorted(set(names))
