@@ -129,7 +129,10 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How all methods train, by the names of `Training`. None: the default of the stream's kind."""
+    """How all methods train, by the names of `Training`, which has the defaults.
+
+    None: the default of the stream's kind; those of text are in experiment/text/setup.
+    """
 
     memory: Annotated[int, typer.Option(help="Patterns kept of each experience.")] = 64
     epochs: Annotated[int, typer.Option(help="Passes over each experience.")] = 1

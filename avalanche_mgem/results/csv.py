@@ -1,4 +1,4 @@
-"""CSV files of finished runs, of one stream or several."""
+"""CSV files of finished runs, for others to read: the package reads runs/, see results.store."""
 
 from __future__ import annotations
 
