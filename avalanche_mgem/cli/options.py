@@ -153,6 +153,10 @@ class TrainingOptions:
         float,
         typer.Option(help="Share of each experience's training data to hold out and score on."),
     ] = 0.0
+    eval_every: Annotated[
+        int | None,
+        typer.Option(help="Evaluate every so many iterations too, for the stability gap."),
+    ] = None
     device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu"
 
 

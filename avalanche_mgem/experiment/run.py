@@ -27,6 +27,7 @@ from avalanche_mgem.evaluation import (
     AccuracyMatrix,
     DecisionMetric,
     DistanceMetric,
+    EvaluateEvery,
     GatingMetric,
     RestrictionMetric,
     ScalarCSVLogger,
@@ -98,17 +99,19 @@ def build_strategy(specification: RunSpecification, scenario: Any, evaluator: An
         eval_mb_size=training.eval_batch_size,
         device=training.device,
         evaluator=evaluator,
-        **_plugins(specification),
+        **_plugins(specification.training, specification.seed, scenario),
         **method.resolved_settings(training.memory, len(scenario.train_stream)),
     )
 
 
-def _plugins(specification: RunSpecification) -> dict[str, Any]:
+def _plugins(training: Training, seed: int, scenario: Any) -> dict[str, Any]:
     """The comparison's own plugins; none is said where there is none, for strategies of users."""
-    window = specification.training.length_buckets
-    if window is None:
-        return {}
-    return {"plugins": [LengthBuckets(window=window, seed=specification.seed)]}
+    plugins: list[Any] = []
+    if training.length_buckets is not None:
+        plugins.append(LengthBuckets(window=training.length_buckets, seed=seed))
+    if training.eval_every is not None:
+        plugins.append(EvaluateEvery(training.eval_every, scenario.test_stream))
+    return {"plugins": plugins} if plugins else {}
 
 
 def _optimizer(training: Training, model: nn.Module) -> torch.optim.Optimizer:
@@ -172,7 +175,8 @@ def _run(specification: RunSpecification, loggers: list[Any], progress: Progress
     RNGManager.set_random_seeds(specification.seed)
     scenario = specification.scenario()
     whole = specification.method.whole_stream
-    accuracy = WholeStreamAccuracy() if whole else AccuracyMatrix()
+    curve = specification.training.eval_every is not None
+    accuracy = (WholeStreamAccuracy if whole else AccuracyMatrix)(curve=curve)
     restriction = RestrictionMetric(modules=True, histograms=True)
     gating, distance = GatingMetric(), DistanceMetric(from_start=False)
     orthogonality, decisions = OrthogonalityMetric(), DecisionMetric()
@@ -207,6 +211,7 @@ def _run(specification: RunSpecification, loggers: list[Any], progress: Progress
         diverged=diverged,
         masked=accuracy.task_masked("test"),
         validation=_held_out(accuracy, size, diverged) if held_out else None,
+        curve=accuracy.curve("test") if curve else None,
     )
 
 

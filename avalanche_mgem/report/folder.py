@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,10 +38,10 @@ def write_report(
     """Write tables and pictures of finished runs into a folder, in one of its own for each stream.
 
     With one stream, the files lie in out itself: table.md, with a second table of the scores on
-    validation data where there are some, and table.tex; scores.md and scores.tex
-    with the further scores; results.csv, accuracy.csv; accuracy, tradeoff, forgetting and heatmaps,
-    each as .png and .pdf. An earlier report is replaced: its files that this one does not have are
-    removed, others' files stay.
+    validation data where there are some, and table.tex; scores.md and scores.tex with the further
+    scores; results.csv, accuracy.csv; accuracy, tradeoff, forgetting, heatmaps and, of runs that
+    were evaluated within their experiences, stability, each as .png and .pdf. An earlier report is
+    replaced: its files that this one does not have are removed, others' files stay.
 
     Args:
         results: runs of one or several streams, told apart by method, stream and seed.
@@ -68,7 +68,7 @@ def write_report(
     from avalanche_mgem.report.tensorboard import event_files, write_hparams, write_images
 
     folders = {stream: out / file_name(stream) if len(streams) > 1 else out for stream in streams}
-    files = [folder / name for folder in folders.values() for name in _names()]
+    files = [folders[stream] / name for stream, runs in streams.items() for name in _names(runs)]
     out.mkdir(parents=True, exist_ok=True)
     # First of all, so that a report that was stopped is known to be one.
     _write_mark(out, {*earlier, *files})
@@ -83,15 +83,28 @@ def write_report(
     return [*files, out / _TENSORBOARD] if tensorboard else files
 
 
-def _names() -> list[str]:
-    from avalanche_mgem.report.figures.accuracy import FIGURES
-
-    pictures = [f"{name}.{ending}" for name in FIGURES for ending in ("png", "pdf")]
+def _names(runs: Sequence[RunResult]) -> list[str]:
+    """The files of a stream with these runs."""
+    pictures = [f"{name}.{ending}" for name in _figures(runs) for ending in ("png", "pdf")]
     return [*_TABLES, *pictures]
 
 
-def _write_stream(runs: Sequence[RunResult], folder: Path) -> dict[str, Figure]:
+def _figures(runs: Sequence[RunResult]) -> dict[str, Callable[[Sequence[RunResult]], Figure]]:
     from avalanche_mgem.report.figures.accuracy import FIGURES
+    from avalanche_mgem.report.figures.stability import has_curve, stability_figure
+
+    return {**FIGURES, "stability": stability_figure} if has_curve(runs) else {**FIGURES}
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a report may have a file of that name."""
+    from avalanche_mgem.report.figures.accuracy import FIGURES
+
+    stem, _, ending = name.rpartition(".")
+    return name in _TABLES or (stem in (*FIGURES, "stability") and ending in ("png", "pdf"))
+
+
+def _write_stream(runs: Sequence[RunResult], folder: Path) -> dict[str, Figure]:
     from avalanche_mgem.report.figures.canvas import pdf, png
 
     folder.mkdir(exist_ok=True)
@@ -102,7 +115,7 @@ def _write_stream(runs: Sequence[RunResult], folder: Path) -> dict[str, Figure]:
     write_atomically(folder / "scores.tex", latex_table(runs, FURTHER).encode())
     write_csv(runs, folder / "results.csv")
     write_accuracy_csv(runs, folder / "accuracy.csv")
-    figures = {name: draw(runs) for name, draw in FIGURES.items()}
+    figures = {name: draw(runs) for name, draw in _figures(runs).items()}
     for name, figure in figures.items():
         write_atomically(folder / f"{name}.pdf", pdf(figure))
         write_atomically(folder / f"{name}.png", png(figure))
@@ -131,7 +144,7 @@ def _earlier_files(out: Path) -> set[Path]:
             f"format {_FORMAT}; name another folder"
         )
     # Whatever the mark says, only a report's own files inside out are ever removed.
-    ours = [out / name for name in names if Path(name).name in _names()]
+    ours = [out / name for name in names if _is_ours(Path(name).name)]
     return {path for path in ours if path.resolve().is_relative_to(out.resolve())}
 
 

@@ -101,6 +101,7 @@ EXPERIMENT = {
             "weight_decay": NOT_NEGATIVE,
             "length_buckets": optional(COUNT),
             "validation": kind(0.0, 0.25, may="0|0.0|-0.0|0.5|1e-320|Fraction|np.float32"),
+            "eval_every": optional(COUNT),
         },
     ),
     "Method": Target(

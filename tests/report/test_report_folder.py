@@ -1,7 +1,9 @@
 """A report holds everything, and only ever replaces a report."""
 
+from dataclasses import replace
+
 import pytest
-from made_results import joint, made, many, saved
+from made_results import curve, joint, made, many, saved
 
 from avalanche_mgem.report.figures import canvas
 from avalanche_mgem.report.figures.accuracy import FIGURES
@@ -47,6 +49,15 @@ def test_one_stream_lies_in_the_folder_itself(tmp_path):
     for name in PICTURES:
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (out / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.usefixtures("plain_pictures")
+def test_runs_evaluated_within_their_experiences_have_one_picture_more(tmp_path):
+    run = made()
+    write_report([replace(run, curve=curve(run.accuracy)), made("ewc")], tmp_path)
+    assert {"stability.png", "stability.pdf"} <= names(tmp_path)
+    write_report([run], tmp_path, tensorboard=False)
+    assert names(tmp_path) == all_names() | {MARK}
 
 
 @pytest.mark.usefixtures("plain_pictures")
