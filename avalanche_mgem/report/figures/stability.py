@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from avalanche_mgem.report.figures.canvas import (
     LEGEND,
     explain,
-    legend,
     message_sheet,
     panels,
     plain,
@@ -69,10 +68,12 @@ def stability_figure(results: Sequence[RunResult]) -> Figure:
             _draw_curve(panel, method, _curve_of_task(runs, task), index)
         for end in _ends(next(iter(curves.values()))[1][0]):
             panel.axvline(end, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
-    figure.supxlabel("Iterations trained", fontsize=10)
+    axes[0].set_ylim(-0.03, 1.03)  # of all: intervals of few seeds reach far beyond
+    note = explain({m: runs for m, (_, runs) in curves.items()}, "band: its 95% interval")
+    figure.supxlabel("Iterations trained\n" + note.replace("\n", " "), fontsize=9)
     figure.supylabel("Accuracy", fontsize=10)
-    shown = {method: runs for method, (_, runs) in curves.items()}
-    legend(figure, axes[0], explain(shown, "band: its 95% interval"))
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
