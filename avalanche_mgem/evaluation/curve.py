@@ -39,6 +39,14 @@ class AccuracyCurve:
         least = shown.min(axis=0, initial=np.inf)
         return np.where(np.isinf(least), np.nan, least)
 
+    def up_to(self, trained: int, tasks: int) -> AccuracyCurve:
+        """Return the evaluations with at most so many tasks trained, [E, tasks], padded by NaN."""
+        kept = [index for index, count in enumerate(self.trained) if count <= trained]
+        accuracy = np.full((len(kept), tasks), np.nan)
+        accuracy[:, : self.accuracy.shape[1]] = self.accuracy[kept]
+        iterations = [self.iterations[index] for index in kept]
+        return AccuracyCurve(iterations, [self.trained[index] for index in kept], accuracy)
+
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON values; NaN becomes null."""
         objects = self.accuracy.astype(object)
@@ -46,12 +54,13 @@ class AccuracyCurve:
         return {
             "iterations": list(self.iterations),
             "trained": list(self.trained),
+            "tasks": self.accuracy.shape[1],
             "accuracy": objects.tolist(),
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> AccuracyCurve:
         """Read what `as_json` made."""
-        accuracy = np.array(values["accuracy"], dtype=np.float64)
+        accuracy = np.array(values["accuracy"], dtype=np.float64).reshape(-1, int(values["tasks"]))
         iterations, trained = list(values["iterations"]), list(values["trained"])
         return cls(iterations, trained, accuracy)

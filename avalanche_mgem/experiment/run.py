@@ -24,6 +24,7 @@ from torch import nn
 
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.evaluation import (
+    AccuracyCurve,
     AccuracyMatrix,
     DecisionMetric,
     DistanceMetric,
@@ -54,7 +55,7 @@ def run(
     metrics_csv: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> RunResult:
-    """Train the method on every experience in turn and evaluate after each.
+    """Train the method on every experience in turn and evaluate after each, or more often.
 
     A method of the whole stream is trained once and evaluated after that: R has its last row only.
 
@@ -192,6 +193,7 @@ def _run(specification: RunSpecification, loggers: list[Any], progress: Progress
     seconds, diverged = _train(
         strategy, scenario.train_stream, evaluated, progress, whole, divergence
     )
+    seconds -= sum(each.seconds for each in strategy.plugins if isinstance(each, EvaluateEvery))
     _LOG.info("%s: %.1f s of training", run_of, seconds)
     size = len(scenario.train_stream)
     told = {name: value for name, value in restriction.result().items() if math.isfinite(value)}
@@ -209,9 +211,9 @@ def _run(specification: RunSpecification, loggers: list[Any], progress: Progress
         versions=specification.versions,
         metrics=_means(orthogonality, gating, distance, decisions),
         diverged=diverged,
-        masked=accuracy.task_masked("test"),
+        masked=_cut(accuracy.task_masked("test"), size, diverged),
         validation=_held_out(accuracy, size, diverged) if held_out else None,
-        curve=accuracy.curve("test") if curve else None,
+        curve=_curve(accuracy, size, diverged) if curve else None,
     )
 
 
@@ -221,6 +223,11 @@ def _held_out(accuracy: AccuracyMatrix, size: int, diverged: int | None) -> Held
         baseline=_cut(accuracy.baseline(VALIDATION), size, None if diverged is None else size),
         masked=_cut(accuracy.task_masked(VALIDATION), size, diverged),
     )
+
+
+def _curve(accuracy: AccuracyMatrix, size: int, diverged: int | None) -> AccuracyCurve:
+    curve = accuracy.curve("test")
+    return curve if diverged is None else curve.up_to(diverged, size)
 
 
 def _cut(values: NDArray[np.float64], size: int, diverged: int | None) -> NDArray[np.float64]:

@@ -85,6 +85,23 @@ def test_training_is_the_same_to_the_bit(setting, every):
     assert len(told) > 1
 
 
+def test_modules_are_in_the_mode_in_which_they_were():
+    """Also a frozen batch norm, which a user keeps in evaluation mode."""
+    scenario, modes = domain_stream(n_train=32), []
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 6))
+
+    def freeze(strategy):
+        strategy.model[1].eval()
+
+    def note(strategy):
+        modes.append([module.training for module in strategy.model.modules()])
+
+    every = EvaluateEvery(1, scenario.test_stream)
+    plugins = [Call(before_training_iteration=freeze), every, Call(before_forward=note)]
+    strategy_of(model, plugins, AccuracyMatrix()).train(scenario.train_stream[0])
+    assert modes == [[True, True, False, True, True]] * 4
+
+
 def test_every_n_iterations_of_a_task_what_was_trained_is_evaluated():
     scenario, keeper = domain_stream(n_train=32), Keeper()  # 4 iterations an epoch
     metric, expected = AccuracyMatrix(curve=True), []

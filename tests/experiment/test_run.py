@@ -173,7 +173,11 @@ def test_watching_does_not_change_the_run(name, model, stream, tmp_path):
     assert torch.equal(parameter_vector(made[0].model), alone)
 
 
-@pytest.mark.parametrize("name", [*IN_TURN, "joint"])
+FAST = ("naive", "replay", "ewc", "lwf", "mgem-d", "migu-update", "hybrid", "joint")
+OTHERS = [pytest.param(n, marks=pytest.mark.slow) for n in IN_TURN if n not in FAST]
+
+
+@pytest.mark.parametrize("name", [*FAST, *OTHERS])
 def test_evaluating_within_the_experiences_does_not_change_the_run(name, monkeypatch):
     runs, made = [], []
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from made_results import curve, joint, made, many
 
+from avalanche_mgem.evaluation import AccuracyCurve
 from avalanche_mgem.report.figures.canvas import pixels
 from avalanche_mgem.report.figures.stability import has_curve, stability_figure
 
@@ -45,6 +46,26 @@ def test_methods_that_were_not_watched_are_left_out():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["gem"]
     assert has_curve(results)
     assert not has_curve([made()])
+
+
+def test_seeds_that_diverged_are_left_out_and_counted():
+    cut = watched(made(seed=1)).curve.up_to(1, 3)
+    results = [watched(made()), replace(made(seed=1), diverged=1, curve=cut)]
+    figure = stability_figure(results)
+    axes = panels(figure)["Task 1"]
+    assert axes.lines[0].get_label() == "gem (1 of 2 diverged)"
+    alone = panels(stability_figure(results[:1]))["Task 1"]
+    np.testing.assert_array_equal(axes.lines[0].get_xydata(), alone.lines[0].get_xydata())
+    only = panels(stability_figure(results[1:]))["Task 1"].lines[0]
+    assert only.get_xdata().tolist() == [10]
+
+
+def test_tasks_that_were_trained_at_once_have_no_line():
+    together = joint()
+    at_once = AccuracyCurve([0, 10, 30], [0, 3, 3], np.full((3, 3), 0.5))
+    results = [replace(together, curve=at_once), watched(made())]
+    assert [text.get_text() for text in stability_figure(results).legends[0].get_texts()] == ["gem"]
+    assert "Task 1" not in panels(stability_figure(results[:1]))
 
 
 @pytest.mark.parametrize("results", [[made()], [watched(made(size=1))]])
