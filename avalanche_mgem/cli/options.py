@@ -7,6 +7,7 @@ comparison is started with.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -182,6 +183,14 @@ class LogOptions:
 def names(text: str | None) -> list[str] | None:
     """Return the names in a text with commas between."""
     return None if text is None else [name.strip() for name in text.split(",")]
+
+
+def two_names(text: str, known: Collection[str]) -> list[str]:
+    """Return the names in "A,B", split where both are known: names of variants have commas."""
+    parts = text.split(",")
+    splits = [(",".join(parts[:i]).strip(), ",".join(parts[i:]).strip()) for i in range(len(parts))]
+    found = next((pair for pair in splits if set(pair) <= set(known)), None)
+    return names(text) or [] if found is None else list(found)
 
 
 def widths(hidden: str | None) -> list[int] | None:

@@ -11,8 +11,10 @@ from avalanche_mgem.arguments import as_path, flag
 from avalanche_mgem.files import is_unfinished, write_atomically
 from avalanche_mgem.report.latex import latex_table
 from avalanche_mgem.report.markdown import markdown_table
+from avalanche_mgem.report.paired import paired_markdown, write_paired_csv
 from avalanche_mgem.results.csv import write_accuracy_csv, write_csv
 from avalanche_mgem.results.file_names import file_name
+from avalanche_mgem.results.paired import paired_comparisons
 from avalanche_mgem.results.result import RunResult
 from avalanche_mgem.results.summary import (
     FURTHER,
@@ -21,6 +23,7 @@ from avalanche_mgem.results.summary import (
     on_validation,
     require_runs,
     stream_length,
+    validation_name,
 )
 
 if TYPE_CHECKING:
@@ -29,11 +32,16 @@ if TYPE_CHECKING:
 _MARK = "avalanche-mgem-report.json"
 _FORMAT = 1
 _TENSORBOARD = "tensorboard"
+_PAIRED = ("paired.md", "paired.csv")
 _TABLES = ("table.md", "table.tex", "scores.md", "scores.tex", "results.csv", "accuracy.csv")
 
 
 def write_report(
-    results: Sequence[RunResult], out: str | Path, *, tensorboard: bool = True
+    results: Sequence[RunResult],
+    out: str | Path,
+    *,
+    tensorboard: bool = True,
+    paired: Sequence[str] | None = None,
 ) -> list[Path]:
     """Write tables and pictures of finished runs into a folder, in one of its own for each stream.
 
@@ -47,13 +55,15 @@ def write_report(
         results: runs of one or several streams, told apart by method, stream and seed.
         out: new, empty or an earlier report.
         tensorboard: write a TensorBoard log of settings, scores and pictures as well.
+        paired: names of two methods to compare over the seeds that both have, in paired.md and
+            paired.csv, see `paired_comparisons`; None: no two.
 
     Returns:
         The files, and the folder of the TensorBoard log.
 
     Raises:
         ValueError: out holds something else, or results cannot be compared, see
-            `summary.by_method`; nothing has been written.
+            `summary.by_method` and `paired_comparisons`; nothing has been written.
         OSError: out cannot be written.
     """
     require_runs(results)
@@ -63,18 +73,30 @@ def write_report(
     for runs in streams.values():
         for method, of_method in by_method(runs).items():
             stream_length(method, of_method)
+    comparisons = [] if paired is None else paired_comparisons(results, paired)
+    pairs = {
+        stream: [each for each in comparisons if each.stream in (stream, validation_name(stream))]
+        for stream in streams
+    }
     earlier = _earlier_files(out)
     # What is wrong has been told by now, without waiting for matplotlib.
     from avalanche_mgem.report.tensorboard import event_files, write_hparams, write_images
 
     folders = {stream: out / file_name(stream) if len(streams) > 1 else out for stream in streams}
-    files = [folders[stream] / name for stream, runs in streams.items() for name in _names(runs)]
+    files = [
+        folders[stream] / name
+        for stream, runs in streams.items()
+        for name in (*_names(runs), *(_PAIRED if pairs[stream] else ()))
+    ]
     out.mkdir(parents=True, exist_ok=True)
     # First of all, so that a report that was stopped is known to be one.
     _write_mark(out, {*earlier, *files})
     _remove(out, {*earlier, *event_files(out / _TENSORBOARD)} - set(files))
     for stream, runs in streams.items():
         figures = _write_stream(runs, folders[stream])
+        if pairs[stream]:
+            write_atomically(folders[stream] / "paired.md", paired_markdown(pairs[stream]).encode())
+            write_paired_csv(pairs[stream], folders[stream] / "paired.csv")
         if tensorboard:
             write_images(figures, out / _TENSORBOARD / file_name(stream) / "figures")
     if tensorboard:
@@ -101,7 +123,9 @@ def _is_ours(name: str) -> bool:
     from avalanche_mgem.report.figures.accuracy import FIGURES
 
     stem, _, ending = name.rpartition(".")
-    return name in _TABLES or (stem in (*FIGURES, "stability") and ending in ("png", "pdf"))
+    return name in (*_TABLES, *_PAIRED) or (
+        stem in (*FIGURES, "stability") and ending in ("png", "pdf")
+    )
 
 
 def _write_stream(runs: Sequence[RunResult], folder: Path) -> dict[str, Figure]:
