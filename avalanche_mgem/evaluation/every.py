@@ -28,6 +28,8 @@ class EvaluateEvery(SupervisedPlugin):
     shows the accuracy on each experience.
 
     Training is the same as without, to the bit: the random states are put back, the minibatch too.
+    That is, where no plugin acts on evaluations, as early stopping and schedulers on a validation
+    loss do.
     Avalanche's own `eval_every=n, peval_mode="iteration"` also serves, but its evaluations draw
     random numbers. Evaluated are the experiences whose tasks have been trained, the current one
     included; all of them where the stream has no task for each experience.

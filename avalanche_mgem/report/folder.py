@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _MARK = "avalanche-mgem-report.json"
 _FORMAT = 1
 _TENSORBOARD = "tensorboard"
-_PAIRED = ("paired.md", "paired.csv")
+_PAIRED, _VALIDATION = ("paired.md", "paired.csv"), "validation.tex"
 _TABLES = ("table.md", "table.tex", "scores.md", "scores.tex", "results.csv", "accuracy.csv")
 
 
@@ -45,11 +45,12 @@ def write_report(
 ) -> list[Path]:
     """Write tables and pictures of finished runs into a folder, in one of its own for each stream.
 
-    With one stream, the files lie in out itself: table.md, with a second table of the scores on
-    validation data where there are some, and table.tex; scores.md and scores.tex with the further
-    scores; results.csv, accuracy.csv; accuracy, tradeoff, forgetting, heatmaps and, of runs that
-    were evaluated within their experiences, stability, each as .png and .pdf. An earlier report is
-    replaced: its files that this one does not have are removed, others' files stay.
+    With one stream, the files lie in out itself: table.md and table.tex; the scores on validation
+    data, where there are some, in a second table of table.md and in validation.tex; scores.md and
+    scores.tex with the further scores; results.csv, accuracy.csv; accuracy, tradeoff, forgetting,
+    heatmaps and, of runs that were evaluated within their experiences, stability, each as .png and
+    .pdf. An earlier report is replaced: its files that this one does not have are removed, others'
+    files stay.
 
     Args:
         results: runs of one or several streams, told apart by method, stream and seed.
@@ -108,7 +109,7 @@ def write_report(
 def _names(runs: Sequence[RunResult]) -> list[str]:
     """The files of a stream with these runs."""
     pictures = [f"{name}.{ending}" for name in _figures(runs) for ending in ("png", "pdf")]
-    return [*_TABLES, *pictures]
+    return [*_TABLES, *([_VALIDATION] if on_validation(runs) else []), *pictures]
 
 
 def _figures(runs: Sequence[RunResult]) -> dict[str, Callable[[Sequence[RunResult]], Figure]]:
@@ -123,7 +124,7 @@ def _is_ours(name: str) -> bool:
     from avalanche_mgem.report.figures.accuracy import FIGURES
 
     stem, _, ending = name.rpartition(".")
-    return name in (*_TABLES, *_PAIRED) or (
+    return name in (*_TABLES, *_PAIRED, _VALIDATION) or (
         stem in (*FIGURES, "stability") and ending in ("png", "pdf")
     )
 
@@ -132,8 +133,11 @@ def _write_stream(runs: Sequence[RunResult], folder: Path) -> dict[str, Figure]:
     from avalanche_mgem.report.figures.canvas import pdf, png
 
     folder.mkdir(exist_ok=True)
-    tables = [markdown_table(each) for each in (runs, on_validation(runs)) if each]
+    held_out = on_validation(runs)
+    tables = [markdown_table(each) for each in (runs, held_out) if each]
     write_atomically(folder / "table.md", "\n".join(tables).encode())
+    if held_out:  # by itself: what reads table.tex would show two tables without a name
+        write_atomically(folder / _VALIDATION, latex_table(held_out).encode())
     write_atomically(folder / "table.tex", latex_table(runs).encode())
     write_atomically(folder / "scores.md", markdown_table(runs, FURTHER).encode())
     write_atomically(folder / "scores.tex", latex_table(runs, FURTHER).encode())

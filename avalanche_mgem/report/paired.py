@@ -85,7 +85,7 @@ def write_paired_csv(comparisons: Sequence[PairedComparison], path: str | os.Pat
 def paired_caption(comparison: PairedComparison) -> str:
     """Say what the numbers mean, what was left out, and where the seeds are too few."""
     pairs = len(comparison.seeds)
-    parts = [_meaning(pairs), _too_few(pairs)]
+    parts = [_meaning(comparison), _too_few(pairs)]
     if comparison.diverged:
         parts.append(f"Left out, because a run diverged: {_seeds(comparison.diverged)}.")
     if comparison.unpaired:
@@ -95,14 +95,14 @@ def paired_caption(comparison: PairedComparison) -> str:
     return " ".join(filter(None, parts))
 
 
-def _meaning(pairs: int) -> str:
-    if pairs == 0:
+def _meaning(comparison: PairedComparison) -> str:
+    if not comparison.seeds:
         return ""
     return (
-        f"Difference: first - second, the mean over {pairs} seed{'s' if pairs > 1 else ''} that "
-        "both have ± half-width of its 95% interval (Student's t). p: Wilcoxon's signed-rank test, "
-        "two-sided, exact; seeds without a difference are left out of it; not corrected for the "
-        "number of scores."
+        f"Means over {_seeds(comparison.seeds)}. Difference: {comparison.first} - "
+        f"{comparison.second}, seed by seed, ± half-width of the 95% interval of its mean "
+        "(Student's t). p: Wilcoxon's signed-rank test, two-sided, exact; seeds without a "
+        "difference are left out of it; not corrected for the number of scores."
     )
 
 

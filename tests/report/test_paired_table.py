@@ -55,7 +55,7 @@ def test_enough_seeds_are_not():
     caption = paired_caption(compared(6))
     assert "few" not in caption
     assert "Left out" not in caption
-    assert "the mean over 6 seeds" in caption
+    assert "Means over seeds 0, 1, 2, 3, 4, 5." in caption
 
 
 def test_what_was_left_out_is_said():

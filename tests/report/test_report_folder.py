@@ -3,14 +3,14 @@
 from dataclasses import replace
 
 import pytest
-from made_results import curve, joint, made, many, saved
+from made_results import curve, held_out, joint, made, many, saved
 
 from avalanche_mgem.report.figures import canvas
 from avalanche_mgem.report.figures.accuracy import FIGURES
 from avalanche_mgem.report.folder import write_report
 from avalanche_mgem.report.latex import latex_table
 from avalanche_mgem.report.markdown import markdown_table
-from avalanche_mgem.results.summary import FURTHER
+from avalanche_mgem.results.summary import FURTHER, on_validation
 
 PICTURES = ["accuracy", "tradeoff", "forgetting", "heatmaps"]
 TABLES = ["table.md", "table.tex", "scores.md", "scores.tex", "results.csv", "accuracy.csv"]
@@ -58,6 +58,16 @@ def test_runs_evaluated_within_their_experiences_have_one_picture_more(tmp_path)
     assert {"stability.png", "stability.pdf"} <= names(tmp_path)
     write_report([run], tmp_path, tensorboard=False)
     assert names(tmp_path) == all_names() | {MARK}
+
+
+def test_scores_on_validation_data_have_a_table_in_latex(tmp_path, monkeypatch):
+    monkeypatch.setattr("avalanche_mgem.report.folder._figures", lambda runs: {})
+    runs = [made(stream="x", validation=held_out()), made(stream="y")]
+    write_report(runs, tmp_path, tensorboard=False)
+    assert (tmp_path / "x" / "validation.tex").read_text() == latex_table(on_validation(runs))
+    assert not (tmp_path / "y" / "validation.tex").exists()
+    write_report(runs[1:], tmp_path, tensorboard=False)
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.usefixtures("plain_pictures")

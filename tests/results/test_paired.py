@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_results import configuration, made
+from made_results import configuration, held_out, made
 from scipy.stats import wilcoxon
 
 from avalanche_mgem.results.paired import paired_comparisons
-from avalanche_mgem.results.result import HeldOut
 from avalanche_mgem.results.statistics import signed_rank_p
 
 T_OF_TWO = 4.302652729911275  # the 97.5% quantile of Student's t, 2 degrees of freedom
@@ -112,8 +111,7 @@ def test_pairs_of_which_a_run_diverged_are_left_out():
 
 
 def test_streams_are_apart_and_validation_data_follow_theirs():
-    held = HeldOut(np.full((2, 2), 0.5), np.full(2, 0.1), np.full((2, 2), 0.5))
-    with_held = [replace(run, stream="x", validation=held) for run in three_seeds()]
+    with_held = [replace(run, stream="x", validation=held_out(2)) for run in three_seeds()]
     alone = replace(three_seeds()[0], stream="z")
     got = paired_comparisons([*with_held, *three_seeds(), alone], ("a", "b"))
     assert [each.stream for each in got] == ["x", "x, validation data", "permuted-digits"]

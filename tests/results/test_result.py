@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from made_results import curve as curve_of
-from made_results import made
+from made_results import held_out, made
 
 from avalanche_mgem.evaluation import (
     AccuracyCurve,
@@ -132,3 +132,14 @@ def test_the_lowest_accuracies_are_also_those_within_the_experiences():
     assert scores["min_acc"] == pytest.approx(np.mean(lowest))
     assert scores["wc_acc"] == pytest.approx(np.mean([*lowest, R[2, 2]]))
     assert scores["acc"] == run.scores["acc"]
+
+
+def test_the_lowest_on_validation_data_are_over_its_own_r():
+    run = made(size=3, validation=held_out(3))
+    watched = replace(run, curve=curve_of(run.accuracy)).on_validation
+    assert watched.curve is None
+    assert watched.scores["min_acc"] == watched.scores["wc_acc"] == 0.5
+
+
+def test_a_run_without_a_curve_is_written_as_ever():
+    assert "curve" not in json.loads(made().to_json())
