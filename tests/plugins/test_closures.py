@@ -88,6 +88,7 @@ def run(plugins, optimizer=sgd, kind=Naive, n=3):
 # The same gradient, made once more
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize(
     "kind", [WithClosure, ByKeyword, WithAssignedGradients, WithEvents, OnlyTheLoss, Again]
 )
@@ -320,6 +321,7 @@ WAYS = {
 }
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("how", ["raise", "skip"])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("plugins", ["mgem", "mgem update", "migu update", "all"])

@@ -77,6 +77,7 @@ class Steps:
 # Rates that groups do not tell
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("restrict", ["gradient", "update"])
 @pytest.mark.parametrize("name", TENTH)
 def test_a_step_of_the_same_size_makes_the_same_run(name, restrict):
@@ -151,6 +152,7 @@ def test_masked_rows_do_not_move(name):
     assert not torch.equal(parameter_vector(strategy.model), parameter_vector(free.model))
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("freeze", ["gradient", "update"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_is_ungated_does_not_move(name, freeze):
