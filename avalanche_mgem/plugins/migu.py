@@ -62,7 +62,9 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
             "update" (ours): masked rows and their part of the optimiser's state are the same to the
             bit after the step, whatever the optimiser, those inside of another (SAM, lookahead) and
             further ones of the strategy too. Gradients that a step makes itself, by a closure or
-            between two parts, are masked each.
+            between two parts, are masked each. Muon makes the update orthogonal, which leaves rows
+            of zeros as they are and the others longer (1.5 times in a weight [64, 32] with 0.7
+            masked); its momentum moves masked rows under "gradient", so use "update" with it.
         ungated: what becomes of parameters that are neither rows of a gated layer nor in a head,
             such as biases, norms and embeddings, where rows are masked: "train" (as published) or
             "freeze" (ours).
