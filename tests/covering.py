@@ -21,7 +21,7 @@ def cover(cases):
 
 
 def left_to_the_slow_suite(items):
-    """Yield the collected tests marked `cover` that are not needed to see each parameter's values."""
+    """Yield the tests marked `cover` that are not needed to see every value of a parameter."""
     grids = defaultdict(list)
     for item in items:
         if item.get_closest_marker("cover") and hasattr(item, "callspec"):

@@ -305,6 +305,10 @@ class RowGate:
         hides = self.ungated == "freeze" and not all(map(moves_by_gradient_alone, optimizers))
         if rows or hides:
             ungated = [p for _, p in self._ungated(model) if p.requires_grad] if hides else []
+            if hides:
+                # A step in two parts, as SAM's, expects a gradient in the first where there is one
+                # in the second; what moves by one of zeros is put back.
+                self._hidden = [(each, _zeroed(each, known)) for each, known in self._hidden]
             self._hold = hold_rows(
                 optimizers,
                 self._layers(model) if rows else (),
@@ -320,7 +324,7 @@ class RowGate:
         """
         hidden, self._hidden = self._hidden, []
         for parameter, gradient in hidden:
-            if parameter.grad is None:
+            if parameter.grad is None or not parameter.grad.any():
                 parameter.grad = gradient
 
     def release(self) -> None:
@@ -438,6 +442,12 @@ def _is_trained_now(layer: GatedLayer) -> bool:
     """Whether the last backward pass has reached a layer."""
     gradients = [rows.parameter.grad for rows in layer.rows]
     return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+
+
+def _zeroed(parameter: nn.Parameter, gradient: Tensor) -> Tensor:
+    """Put zeros for a gradient that was taken away, and return that."""
+    parameter.grad = torch.zeros_like(gradient)
+    return gradient
 
 
 def _warn_of_left_out(found: Account) -> bool:
