@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from avalanche.training.templates.problem_type.supervised_problem import SupervisedProblem
@@ -13,7 +14,7 @@ from avalanche_mgem.bridge.distributed import inner_model, is_wrapped
 from avalanche_mgem.bridge.fields import Batch, OneByOne, samples_of, to_device
 from avalanche_mgem.bridge.forward import acts_around_forward, loss_of_minibatch
 from avalanche_mgem.bridge.strategy import Strategy
-from avalanche_mgem.model.gradients import add_to_row, into_row, positions
+from avalanche_mgem.model.gradients import add_to_row, into_row
 from avalanche_mgem.model.grouped import NotGroupedError, recorded_linears, write_grouped_gradients
 from avalanche_mgem.model.lazy import is_lazy
 
@@ -42,15 +43,26 @@ def write_batch_gradient(
     In several processes it is this one's gradient: DistributedDataParallel neither averages it nor
     learns of it. Reentrant activation checkpointing is refused there, by torch.
     """
+    with own_gradients(strategy.model):
+        add_batch_gradient(strategy, batch, parameters, row.zero_())
+
+
+def add_batch_gradient(
+    strategy: Strategy, batch: Batch, parameters: Sequence[nn.Parameter], row: Tensor
+) -> None:
+    """Write the gradient into row [P], which holds zeros; within `own_gradients`.
+
+    Else as `write_batch_gradient`; several in turn are sooner so.
+    """
     if is_wrapped(strategy.model):
         _write_without_hooks(strategy, batch, parameters, row)
         return
-    row.zero_()
+    parts = row.split([parameter.numel() for parameter in parameters])
     # By backward and not by autograd.grad, which reentrant activation checkpointing refuses.
-    with torch.enable_grad(), _own_gradients(strategy.model):
-        for parameter, columns in zip(parameters, positions(parameters), strict=True):
-            if (parameter.dtype, parameter.device) == (row.dtype, row.device):
-                parameter.grad = row[columns].view_as(parameter)
+    with torch.enable_grad():
+        for parameter, part in zip(parameters, parts, strict=True):
+            fits = parameter.dtype == row.dtype and parameter.device == row.device
+            parameter.grad = part.view_as(parameter) if fits else None
         for loss in _losses(strategy, batch):
             loss.backward()  # type: ignore[no-untyped-call]
         into_row(row, [parameter.grad for parameter in parameters], parameters)
@@ -62,7 +74,6 @@ def _write_without_hooks(
     # Any backward pass runs the wrapper's hooks on the parameters, by which it knows what the next
     # step uses: heads of other tasks would get a gradient of zeros, and decay.
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    row.zero_()
     with torch.enable_grad():
         for loss in _losses(strategy, batch):
             gradients = iter(torch.autograd.grad(loss, trained, allow_unused=True))
@@ -80,7 +91,7 @@ def _losses(strategy: Strategy, batch: Batch) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _own_gradients(model: nn.Module) -> Iterator[None]:
+def own_gradients(model: nn.Module) -> Iterator[None]:
     """Begin with no gradients, and put those that were there back on the way out."""
     saved = [(parameter, parameter.grad) for parameter in model.parameters()]
     for parameter, _ in saved:
@@ -123,11 +134,10 @@ def _sum_of_losses(strategy: Strategy, samples: int, groups: int) -> Tensor:
     if not isinstance(strategy.mb_output, Tensor) or len(strategy.mb_output) != samples:
         raise NotGroupedError("the model's output is no tensor with a row for each sample")
     criterion = getattr(strategy, "_criterion", None)
-    if type(strategy).criterion is SupervisedProblem.criterion and _is_plain_mean(
-        criterion, strategy.mb_y
-    ):
-        mean: Tensor = strategy.criterion()
-        return mean * groups  # the groups are of one size
+    if type(strategy).criterion is SupervisedProblem.criterion:
+        loss = _sum_of_means(criterion, strategy.mb_output, strategy.mb_y, groups)
+        if loss is not None:
+            return loss
     batch, outputs = strategy.mbatch, strategy.mb_output
     size, losses = samples // groups, []
     for start in range(0, samples, size):
@@ -138,12 +148,30 @@ def _sum_of_losses(strategy: Strategy, samples: int, groups: int) -> Tensor:
     return torch.stack(losses).sum()
 
 
-def _is_plain_mean(criterion: object, labels: Tensor) -> bool:
-    """Whether a loss is the mean of its samples' losses, none of them weighted or left out."""
+def _sum_of_means(criterion: object, outputs: Tensor, labels: Tensor, groups: int) -> Tensor | None:
+    """The sum of the groups' losses, where each is the mean of its samples'; None: it is not.
+
+    The groups are of one size. A mean is over the samples that no `ignore_index` leaves out; on an
+    accelerator they are counted there, as to look for them would be to wait.
+    """
     if type(criterion) is not nn.CrossEntropyLoss:
-        return False
-    plain = criterion.reduction == "mean" and criterion.weight is None
-    return plain and not bool((labels == criterion.ignore_index).any())
+        return None
+    if criterion.reduction != "mean" or criterion.weight is not None:
+        return None
+    if labels.device.type == "cpu":
+        ignores = bool((labels == criterion.ignore_index).any())
+        return None if ignores else cast(Tensor, criterion(outputs, labels)) * groups
+    if labels.ndim != 1 or outputs.ndim != 2 or labels.is_floating_point():
+        return None
+    losses = nn.functional.cross_entropy(
+        outputs,
+        labels,
+        reduction="none",
+        ignore_index=criterion.ignore_index,
+        label_smoothing=criterion.label_smoothing,
+    )
+    counted = (labels != criterion.ignore_index).view(groups, -1).sum(1)
+    return (losses.view(groups, -1).sum(1) / counted).sum()
 
 
 @contextmanager

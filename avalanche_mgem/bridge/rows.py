@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from avalanche_mgem.arguments import one_of, positive_int
 from avalanche_mgem.bridge.batches import (
+    add_batch_gradient,
+    own_gradients,
     restored_running_statistics,
     write_batch_gradient,
     write_grouped_batch_gradients,
@@ -28,7 +30,7 @@ from avalanche_mgem.bridge.memory import MemoryGroup
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.model.distributed import first_of_all
 from avalanche_mgem.model.grouped import NotGroupedError, why_not_grouped
-from avalanche_mgem.model.randomness import RandomStream, fingerprint
+from avalanche_mgem.model.randomness import RandomStream, fingerprint, unmoved_torch_states
 
 _LOG = logging.getLogger(__name__)
 
@@ -83,7 +85,8 @@ class MemoryRows:
         self._draws = np.random.default_rng([seed, 1])
         self._chunks = Chunks()
         self._looked_at: object = None  # the model and the like that the next two are of
-        self._grouped = self._draws_nothing = False
+        self._grouped = False
+        self._draws_nothing: bool | None = None  # but by dropout; None: not known yet
         self.start_experience()
 
     def draws_from(self, size: int) -> bool:
@@ -125,7 +128,7 @@ class MemoryRows:
         restore = self.batchnorm == "restore"
         statistics = restored_running_statistics(strategy.model) if restore else nullcontext()
         self._look_at(strategy, groups, parameters, rows)
-        with statistics, self._own_random_numbers(strategy.model, parameters[0].device):
+        with statistics, self._random_numbers(strategy.model, parameters[0].device):
             samples = self._fill_grouped(strategy, groups, parameters, rows)
             if samples is None:
                 samples = self._fill_one_by_one(strategy, groups, parameters, rows)
@@ -133,12 +136,23 @@ class MemoryRows:
         self._written = source
         return True
 
-    def _own_random_numbers(
-        self, model: nn.Module, device: torch.device
-    ) -> AbstractContextManager[None]:
-        """For the forward passes, unless they were seen to draw none."""
-        quiet = self._draws_nothing and not any(_active_dropout(model))
-        return nullcontext() if quiet else self._random.active(device)
+    @contextmanager
+    def _random_numbers(self, model: nn.Module, device: torch.device) -> Iterator[None]:
+        """Let the forward passes draw from random states of our own, if they draw at all.
+
+        Whether they do is seen at the first of them. Later on a look at torch's states is enough,
+        which takes a fraction of the time.
+        """
+        if self._draws_nothing and not any(_active_dropout(model)):
+            with unmoved_torch_states(device) as moved:
+                yield
+            self._draws_nothing = not moved
+            return
+        with self._random.active(device):
+            before = fingerprint(device) if self._draws_nothing is None else b""
+            yield
+            if self._draws_nothing is None:
+                self._draws_nothing = fingerprint(device) == before
 
     def _fill_one_by_one(
         self,
@@ -149,11 +163,12 @@ class MemoryRows:
     ) -> list[int]:
         """Fill the rows; return of how many samples each is."""
         samples = []
-        for group, row in zip(groups, rows, strict=True):
-            batch, size = self._drawn(group.batch, 1, group.size)
-            with _explained_batch_norm():
-                write_batch_gradient(strategy, batch, parameters, row)
-            samples.append(size)
+        rows.zero_()
+        with own_gradients(strategy.model), _explained_batch_norm():
+            for group, row in zip(groups, rows, strict=True):
+                batch, size = self._drawn(group.batch, 1, group.size)
+                add_batch_gradient(strategy, batch, parameters, row)
+                samples.append(size)
         return samples
 
     def _fill_grouped(
@@ -189,7 +204,7 @@ class MemoryRows:
         looked_at = (modules, id(strategy), min(len(groups), 2))
         if self._looked_at == looked_at:
             return
-        self._looked_at, self._grouped, self._draws_nothing = looked_at, False, False
+        self._looked_at, self._grouped, self._draws_nothing = looked_at, False, None
         if self.passes == "loop":
             return
         try:
@@ -202,7 +217,7 @@ class MemoryRows:
             self._refuse(error)
 
     def _refuse(self, error: NotGroupedError) -> None:
-        self._grouped, self._draws_nothing = False, False
+        self._grouped, self._draws_nothing = False, None
         _LOG.info("memory gradients: a pass for each group, because %s", error)
         if self.passes == "grouped":
             self._looked_at = None
@@ -241,6 +256,8 @@ class MemoryRows:
     def _drawn(self, batch: Batch, groups: int, size: int) -> tuple[Batch, int]:
         """The samples to use of a batch of `groups` groups of `size` samples, and how many each."""
         draws = self.draws_from(size)
+        if not (draws or self._divides):
+            return batch, size
         picked = self._picked(groups, size)
         part = own_part(picked.shape[1]) if self._divides else None
         if part is None and not draws:

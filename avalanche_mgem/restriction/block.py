@@ -10,6 +10,7 @@ numpy's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -26,6 +27,7 @@ Module = Sequence[slice]
 _SHORT = 4096
 # Numbers of a run: what stays in a CPU core's cache; what keeps another device busy.
 _RUN = 1 << 18
+_LONGEST = 12288  # columns of a run that float32 may add up
 _RUN_ELSEWHERE = 1 << 22
 # Rows of a Gram matrix at a time: twice as fast as all at once, and half of them need not be.
 _PANEL = 8
@@ -45,13 +47,17 @@ class Block:
     def __init__(self, gradient: Tensor, rows: Tensor, module: Module) -> None:
         self._gradient, self._rows, self.module = gradient, rows, module
         size = sum(part.stop - part.start for part in module)
-        # Other devices may round float32 products to fewer digits than float32 has, and the CPU too
-        # where torch was told to.
+        # Other devices may round float32 products to fewer digits than float32 has.
         on_cpu = rows.device.type == "cpu"
-        single = rows.dtype == torch.float32 and on_cpu and _multiplies_in_float32()
-        self._wide = size <= _SHORT or not single
+        self._may_be_single = size > _SHORT and on_cpu and rows.dtype == torch.float32
+        self.begin()
         self._columns = self._cut(len(rows))
         self._runs = [(gradient[columns], rows[:, columns]) for columns in self._columns]
+
+    def begin(self) -> None:
+        """Begin with what gradient and rows are now."""
+        # The CPU too rounds to fewer digits where torch was told to.
+        self._wide = not (self._may_be_single and _multiplies_in_float32())
 
     @property
     def is_wide(self) -> bool:
@@ -90,6 +96,14 @@ class Block:
             moved = gradient + torch.mv(rows.T, weights)
             out[columns] = moved
             yield rows, moved
+
+    def settle(self, out: Tensor) -> None:
+        """Let z_m be in out [P], if the last `push` or `move` has not written it."""
+
+    def holds_numbers(self, out: Tensor) -> bool:
+        """Whether z_m in out [P] is finite for certain; False where its squares overflow too."""
+        lengths = (torch.linalg.vector_norm(out[part]) for part in self.module)
+        return all(math.isfinite(length.item()) for length in lengths)
 
     def products(self, out: Tensor) -> Array:
         """Return ||g_m||^2, ||z_m||^2, ||z_m - g_m||^2 and <g_m, z_m>, with z_m from out [P]."""
@@ -138,8 +152,10 @@ class Block:
 
     def _cut(self, n_rows: int) -> list[slice]:
         """The module's columns in runs for so many rows."""
-        numbers = _RUN if self._rows.device.type == "cpu" else _RUN_ELSEWHERE
-        length = max(1024, min(12288, numbers // max(n_rows, 1)))
+        if self._rows.device.type == "cpu":
+            length = max(1024, min(_LONGEST, _RUN // max(n_rows, 1)))
+        else:
+            length = max(1024, _RUN_ELSEWHERE // max(n_rows, 1))
         return [columns for part in self.module for columns in _cut(part, length)]
 
     def _any(self, index: Tensor) -> bool:
@@ -151,7 +167,7 @@ class Block:
 
     def _weights(self, dual: Array) -> Tensor:
         dtype = torch.float64 if self._wide else self._rows.dtype
-        return torch.from_numpy(dual).to(self._rows.device, dtype)
+        return torch.from_numpy(dual).to(self._rows.device, dtype, non_blocking=True)
 
     def _held(self, within: bool) -> bool:
         """Whether numbers that are `within` bounds or not stand; the block goes on in float64."""
