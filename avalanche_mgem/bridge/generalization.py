@@ -26,11 +26,12 @@ class GeneralizationProbe:
         seed: of dropout in its forward passes.
     """
 
+    measures = False  # at this iteration
+
     def __init__(self, every: int | None, seed: int) -> None:
         self._every = every
         self._random = RandomStream(seed)
         self._tasks: list[int] = []  # those whose held-out rows are in the matrix
-        self.measures = False  # at this iteration
 
     @property
     def rows_a_task(self) -> int:

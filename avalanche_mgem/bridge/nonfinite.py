@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import Any, Literal
 
 import torch
@@ -113,6 +113,7 @@ class StepGuard:
         self._losses: list[Tensor] = []
         self._without: list[nn.Parameter] = []  # a gradient, because they lost theirs
         self._seen: _Seen | None = None
+        self._stepped: list[nn.Parameter] = []
 
     def open(self, strategy: Strategy) -> None:
         """Begin a step, unless one has begun that is not over."""
@@ -153,7 +154,7 @@ class StepGuard:
             require_in_step(strategy.model)
             self._in_step = True
         if not self._skips:
-            if self._seen is not None and self._seen.is_still(*self._present(strategy)):
+            if self._is_as_seen(strategy):
                 return True
             gradients = [] if _left_to_others(strategy) else _gradients(strategy)
             if _on_all_ranks(all_finite([*self._losses, *gradients]), strategy):
@@ -161,6 +162,10 @@ class StepGuard:
             self._refuse(strategy, self._reason(strategy) or "another process has NaN or Inf")
         self._leave_out(strategy)
         return False
+
+    def _is_as_seen(self, strategy: Strategy) -> bool:
+        seen = self._seen
+        return seen is not None and seen.is_still(*self._present(stepped_parameters(strategy)))
 
     def outside(self, strategy: Strategy, covered: Container[int]) -> list[Tensor] | None:
         """Return what must be finite of losses and gradients; None: `allows` must be asked.
@@ -172,16 +177,18 @@ class StepGuard:
         """
         if self._skips or n_processes() > 1:
             return None
-        stepped = [] if _left_to_others(strategy) else stepped_parameters(strategy)
+        self._stepped = list(stepped_parameters(strategy))
+        stepped = [] if _left_to_others(strategy) else self._stepped
         others = [p.grad for p in stepped if p.grad is not None and id(p) not in covered]
         return [*self._losses, *others]
 
-    def saw(self, strategy: Strategy) -> None:
-        """Say that losses and gradients are finite, so that no one looks until they change."""
-        self._seen = _Seen(*self._present(strategy))
+    def saw(self) -> None:
+        """Say that what `outside` is of is finite, so that no one looks until it changes."""
+        self._seen = _Seen(*self._present(self._stepped))
 
-    def _present(self, strategy: Strategy) -> tuple[int, list[tuple[Tensor, int]]]:
-        return len(self._losses), [(g, g._version) for g in _gradients(strategy)]
+    def _present(self, stepped: Iterable[nn.Parameter]) -> tuple[int, list[tuple[Tensor, int]]]:
+        gradients = (p.grad for p in stepped)
+        return len(self._losses), [(g, g._version) for g in gradients if g is not None]
 
     def _check(self, strategy: Strategy, loss: Any) -> bool:
         """Look at gradients that the step has made, and at the loss of its closure."""

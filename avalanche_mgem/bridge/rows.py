@@ -25,15 +25,17 @@ from avalanche_mgem.bridge.batches import (
 )
 from avalanche_mgem.bridge.chunks import Chunks
 from avalanche_mgem.bridge.distributed import average_rows, is_same_memory, own_part
-from avalanche_mgem.bridge.fields import Batch, samples_of
+from avalanche_mgem.bridge.fields import Batch, MemoryFormat, in_format, samples_of
 from avalanche_mgem.bridge.memory import MemoryGroup
 from avalanche_mgem.bridge.strategy import Strategy
+from avalanche_mgem.model.bf16 import warn_of_slow_bf16
 from avalanche_mgem.model.distributed import first_of_all
 from avalanche_mgem.model.grouped import NotGroupedError, why_not_grouped
 from avalanche_mgem.model.randomness import RandomStream, fingerprint, unmoved_torch_states
 
 _LOG = logging.getLogger(__name__)
 
+MemoryPrecision = Literal["float32", "bf16"]
 Passes = Literal["auto", "loop", "grouped"]
 BatchNorm = Literal["update", "restore"]
 
@@ -60,11 +62,18 @@ class MemoryRows:
         batch_size: None, or how many samples of each group to draw for a pass.
         refresh_every: iterations that the rows are used for.
         batchnorm: what becomes of running statistics.
+        precision: "bf16": forward and backward passes by torch's autocast, in bfloat16. The rows
+            are float32 all the same.
+        memory_format: "channels_last": batches of images are in that layout.
         seed: of what the forward passes draw, and of the samples drawn.
 
     Raises:
         ValueError: an argument out of range.
     """
+
+    # Of checkpoints that are older.
+    precision: MemoryPrecision = "float32"
+    memory_format: MemoryFormat = "preserve"
 
     def __init__(
         self,
@@ -73,6 +82,8 @@ class MemoryRows:
         batch_size: int | None,
         refresh_every: int,
         batchnorm: BatchNorm,
+        precision: MemoryPrecision = "float32",
+        memory_format: MemoryFormat = "preserve",
         seed: int,
     ) -> None:
         self.passes = one_of("memory_passes", passes, ("auto", "loop", "grouped"))
@@ -81,6 +92,9 @@ class MemoryRows:
         self.batch_size = batch_size
         self.refresh_every = positive_int("refresh_every", refresh_every)
         self.batchnorm = one_of("memory_batchnorm", batchnorm, ("update", "restore"))
+        one_of("memory_precision", precision, ("float32", "bf16"))
+        one_of("memory_format", memory_format, ("preserve", "channels_last"))
+        self.precision, self.memory_format = precision, memory_format
         self._random = RandomStream(seed)
         self._draws = np.random.default_rng([seed, 1])
         self._chunks = Chunks()
@@ -92,6 +106,10 @@ class MemoryRows:
     def draws_from(self, size: int) -> bool:
         """Whether samples are drawn from groups of so many."""
         return self.batch_size is not None and self.batch_size < size
+
+    @property
+    def _half(self) -> bool:
+        return self.precision == "bf16"
 
     def start_experience(self) -> None:
         """Compute the rows anew; look at the model anew if it has changed."""
@@ -127,6 +145,8 @@ class MemoryRows:
             self._draws = first_of_all(self._draws)
         restore = self.batchnorm == "restore"
         statistics = restored_running_statistics(strategy.model) if restore else nullcontext()
+        if self._looked_at is None and self._half:
+            warn_of_slow_bf16("memory_precision='bf16'", strategy.device)
         self._look_at(strategy, groups, parameters, rows)
         with statistics, self._random_numbers(strategy.model, parameters[0].device):
             samples = self._fill_grouped(strategy, groups, parameters, rows)
@@ -167,7 +187,7 @@ class MemoryRows:
         with own_gradients(strategy.model), _explained_batch_norm():
             for group, row in zip(groups, rows, strict=True):
                 batch, size = self._drawn(group.batch, 1, group.size)
-                add_batch_gradient(strategy, batch, parameters, row)
+                add_batch_gradient(strategy, batch, parameters, row, half=self._half)
                 samples.append(size)
         return samples
 
@@ -186,7 +206,9 @@ class MemoryRows:
             for chunk in self._chunks.of(groups, strategy.model, self.batch_size):
                 batch, size = self._drawn(chunk.batch, chunk.groups, chunk.size)
                 samples, own = chunk.groups * size, rows[chunk.rows]
-                write_grouped_batch_gradients(strategy, batch, samples, parameters, own)
+                write_grouped_batch_gradients(
+                    strategy, batch, samples, parameters, own, half=self._half
+                )
                 sizes += [size] * chunk.groups
         except NotGroupedError as error:
             self._refuse(error)
@@ -265,7 +287,8 @@ class MemoryRows:
         picked = picked[:, part or slice(None)]
         chosen = torch.from_numpy((picked + size * np.arange(groups)[:, None]).ravel())
         try:
-            return samples_of(batch, chosen, groups * size), picked.shape[1]
+            drawn = samples_of(batch, chosen, groups * size)
+            return in_format(drawn, self.memory_format), picked.shape[1]
         except ValueError as error:
             if not draws:
                 return batch, size  # what cannot be divided is everybody's

@@ -22,10 +22,11 @@ class GradientMatrix:
     copy or a pickle: it is filled again at every iteration.
     """
 
+    _cone: Cone | None = None
+    _made_for: object = None  # the cone's arguments
+
     def __init__(self) -> None:
         self._buffer = torch.empty(0, 0)
-        self._cone: Cone | None = None
-        self._made_for: object = None
         self.rows_are_new()
 
     def __getstate__(self) -> dict[str, object]:
@@ -72,7 +73,12 @@ class GradientMatrix:
 
     def set_gradient(self, values: Sequence[Tensor | None], like: Parameters) -> None:
         """Fill row 0 from one tensor a parameter of `like`; None is zero."""
-        into_row(self.gradient, values, like)
+        row = self.gradient
+        parts = [v.detach().reshape(-1) for v in values if v is not None and _is_part_of(v, row)]
+        if len(parts) == len(values):
+            torch.cat(parts, out=row)
+        else:
+            into_row(row, values, like)
 
     def scale_rows(self, factors: Sequence[float], like: Parameters) -> None:
         """Scale each parameter's positions in the memory rows by its factor, in place of the last.
@@ -145,6 +151,12 @@ def write_gradients(
         if parameter.grad.layout != torch.strided:
             parameter.grad = torch.empty_like(parameter)
         parameter.grad.copy_(vector[columns].view_as(parameter.grad))
+
+
+def _is_part_of(value: Tensor, row: Tensor) -> bool:
+    """Whether a tensor can be a part of the row as it is."""
+    alike = value.dtype == row.dtype and value.device == row.device
+    return alike and value.layout == torch.strided
 
 
 def _address(value: Tensor) -> int:

@@ -51,7 +51,8 @@ class Partition:
     def is_whole(self) -> bool:
         """Whether every position is in a module."""
         parts = (part for module in self.slices for part in module)
-        return sum(part.stop - part.start for part in parts) == self.size
+        sizes: list[int] = [part.stop - part.start for part in parts]
+        return sum(sizes) == self.size
 
 
 def check_parameter_groups(parameter_groups: ParameterGroups) -> None:
@@ -239,11 +240,12 @@ def _cut_out(module: Iterable[slice], still: slice) -> Iterator[slice]:
 class PartitionCache:
     """The last partition, made anew when parameters come, go, grow or freeze."""
 
+    _of: Partition | None = None  # what was held of
+
     def __init__(self) -> None:
         self._key: object = None
         self._value: Partition | None = None
         self._held: object = None
-        self._of: Partition | None = None
         self._moving: Modules = ()
 
     def get(

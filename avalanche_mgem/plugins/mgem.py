@@ -19,13 +19,14 @@ from avalanche_mgem.bridge.changes import watch_minibatch
 from avalanche_mgem.bridge.classes import class_targets
 from avalanche_mgem.bridge.collation import Transform, collate_of
 from avalanche_mgem.bridge.distributed import samples_a_step
+from avalanche_mgem.bridge.fields import MemoryFormat
 from avalanche_mgem.bridge.finite import row_reason, size_of
 from avalanche_mgem.bridge.forward import require_loss_of_past
 from avalanche_mgem.bridge.generalization import GeneralizationProbe
 from avalanche_mgem.bridge.memory import EpisodicMemory, MemoryGroup, Selection, Split
 from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard
 from avalanche_mgem.bridge.optimizers import optimizers_of
-from avalanche_mgem.bridge.rows import BatchNorm, MemoryRows, Passes
+from avalanche_mgem.bridge.rows import BatchNorm, MemoryPrecision, MemoryRows, Passes
 from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.bridge.size import check_size, rows_of_stream
 from avalanche_mgem.bridge.still import HoldsStill, Still, held_still
@@ -49,7 +50,7 @@ from avalanche_mgem.model.partition import (
     restricted_parameters,
 )
 from avalanche_mgem.model.snapshot import OptimizerSnapshot
-from avalanche_mgem.model.steps import StepRecorder, step_rates
+from avalanche_mgem.model.steps import StepRecorder, unmoved
 from avalanche_mgem.restriction import (
     ConstantSchedule,
     DiagonalSolver,
@@ -139,6 +140,12 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             through: "eval" (default, as Avalanche's GEMPlugin) or "train", where those of
             evaluation make no batch that the model can be trained on. Of an augmentation one
             outcome is kept for each sample, drawn from the plugin's own random numbers.
+        memory_precision: of the memory's forward and backward passes: "float32" (the model's own
+            dtypes, default) or "bf16" (ours: torch's autocast in bfloat16). The rows, products with
+            them and the dual problem keep their precision. Worth it where there are units for it.
+        memory_format: the layout in which the memory's batches of images [N, C, H, W] are kept:
+            "preserve" (as the collate function made them, default) or "channels_last" (ours), in
+            which convolutions are faster on many devices; their results differ by rounding.
         generalization_every: None (off), or every how many iterations to measure how far the
             restriction generalises from the memory to the past tasks: the cosine of z with the
             gradient on a task's memory minus that on as many samples held out of the same task. It
@@ -201,6 +208,8 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         memory_batchnorm: BatchNorm = "update",
         memory_device: torch.device | str | None = None,
         memory_transform: Transform = "eval",
+        memory_precision: MemoryPrecision = "float32",
+        memory_format: MemoryFormat = "preserve",
         generalization_every: int | None = None,
         seed: int | None = None,
         on_nonfinite: OnNonFinite = "raise",
@@ -225,6 +234,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             selection=memory_selection,
             transform=memory_transform,
             device=memory_device,
+            memory_format=memory_format,
             held_out=generalization_every is not None,
             seed=seeds[0],
         )
@@ -247,6 +257,8 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             batch_size=memory_batch_size,
             refresh_every=refresh_every,
             batchnorm=memory_batchnorm,
+            precision=memory_precision,
+            memory_format=memory_format,
             seed=_number(seeds[1]),
         )
         if max_row_bytes is not None:
@@ -362,7 +374,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
     def _restrict_gradient(self, strategy: Strategy) -> None:
         try:
             if self._project_gradient(strategy, looks=True):
-                self._guard.saw(strategy)
+                self._guard.saw()
                 return
         except FloatingPointError:
             pass  # the guard says of what
@@ -380,11 +392,13 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         where the guard must look.
         """
         parameters = self._parameters(unwrapped(strategy.model))
-        rates = step_rates(parameters, optimizers_of(strategy))
         held = held_still(strategy, of="gradient")
+        exclude = self.unused_parameters == "exclude"
         still = [
-            name in held.parameters or (rate.value == 0 and self.unused_parameters == "exclude")
-            for name, rate in zip(self._names, rates, strict=True)
+            name in held.parameters or (unmoves and exclude)
+            for name, unmoves in zip(
+                self._names, unmoved(parameters, optimizers_of(strategy)), strict=True
+            )
         ]
         gradients = [None if s else p.grad for p, s in zip(parameters, still, strict=True)]
         numbers = self._guard.outside(strategy, self._covered(parameters, gradients, held))

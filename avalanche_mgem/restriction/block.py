@@ -29,8 +29,8 @@ _SHORT = 4096
 _RUN = 1 << 18
 _LONGEST = 12288  # columns of a run that float32 may add up
 _RUN_ELSEWHERE = 1 << 22
-# Rows of a Gram matrix at a time: twice as fast as all at once, and half of them need not be.
-_PANEL = 8
+# Rows of a Gram matrix at a time: below their panel, products need not be.
+_PANEL = 128
 # Squared lengths within these bounds were summed in float32 without losing what matters.
 _SMALLEST, _LARGEST = 1e-30, 1e34
 
@@ -122,7 +122,7 @@ class Block:
         index = torch.from_numpy(chosen).to(self._rows.device)
         every = np.array_equal(chosen, np.arange(len(self._rows)))
         products = []
-        for columns in self._cut(len(chosen)):
+        for columns in self._cut(1):  # products between rows are sooner over longer runs
             rows = self._rows[:, columns]
             picked = self._widened(rows if every else rows.index_select(0, index))
             own = picked[-len(new) :] @ picked.T if len(new) < len(chosen) else _upper(picked)

@@ -159,9 +159,10 @@ def _check(gradient: Tensor, rows: Tensor) -> None:
 def _strength(memory_strength: float | Tensor, n_rows: int) -> Array:
     if not isinstance(memory_strength, Tensor):
         return np.full(n_rows, finite("memory_strength", memory_strength, minimum=0.0))
-    given = real_tensor("memory_strength", memory_strength).detach().to("cpu", torch.float64)
-    strength: Array = given.numpy()
-    if strength.shape != (n_rows,) or not (np.isfinite(strength) & (strength >= 0)).all():
+    given = real_tensor("memory_strength", memory_strength).detach().cpu()
+    strength: Array = given.double().numpy()
+    within = strength.shape == (n_rows,) and bool((strength >= 0).all())
+    if not (within and np.isfinite(strength).all()):
         raise ValueError(
             f"memory_strength must be one finite number >= 0 or one for each of {n_rows} rows, "
             f"got {memory_strength}"
