@@ -18,7 +18,7 @@ def has_bf16_units(device: torch.device) -> bool:
     True where nothing is known of a device.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu" or platform.machine().lower() not in _X86:
         return True
     known = [getattr(torch.cpu, name)() for name in _UNITS if hasattr(torch.cpu, name)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -23,7 +23,7 @@ _BY_PARAMETER = frozenset(
 def optimizers_among(values: Iterable[object]) -> Iterator[Any]:
     """Yield the optimisers among these values, and in the lists and mappings among them."""
     for value in values:
-        kind: Hashable = type(value)
+        kind: Any = type(value)
         steps, contains = _kind(kind)
         if steps and (isinstance(value, optim.Optimizer) or hasattr(value, "param_groups")):
             yield value

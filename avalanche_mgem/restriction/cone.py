@@ -23,7 +23,7 @@ from avalanche_mgem.arguments import finite, real_tensor
 from avalanche_mgem.restriction.block import Array, Block, Module
 from avalanche_mgem.restriction.change import Change, Projection
 from avalanche_mgem.restriction.dual import DualSolver
-from avalanche_mgem.restriction.host import HostBlock, begin, waits_cost_more
+from avalanche_mgem.restriction.host import HostBlock, asks_once, begin
 from avalanche_mgem.restriction.pivoting import PivotingSolver
 from avalanche_mgem.restriction.rounds import Ridge, restrict
 
@@ -93,7 +93,7 @@ class Cone:
             raise ValueError(f"solver must be None or a DualSolver, got {solver!r}")
         self._gradient, self._rows, self._ridge = gradient, rows, ridge
         self._solver = PivotingSolver() if solver is None else solver
-        kind = HostBlock if waits_cost_more(gradient, rows) else Block
+        kind = HostBlock if asks_once(gradient, rows) else Block
         self._blocks: list[Block] = [kind(gradient, rows, module) for module in modules]
 
     def project(

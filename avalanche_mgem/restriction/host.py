@@ -1,4 +1,4 @@
-"""Projections on a device that is waited for once.
+"""Projections from all products at once, on a device that is waited for once.
 
 A block asks for numbers one after the other: products with the gradient, then those of the rows
 that matter, then what the answer does to all rows. On an accelerator each time costs more than all
@@ -20,8 +20,8 @@ from avalanche_mgem.restriction.block import Array, Block, Indices, Module
 _FEW = 4_000_000_000
 
 
-def waits_cost_more(gradient: Tensor, rows: Tensor) -> bool:
-    """Whether to wait for a device costs more than all products of its rows [K, P]."""
+def asks_once(gradient: Tensor, rows: Tensor) -> bool:
+    """Whether to ask a device twice costs more than all products of its rows [K, P]."""
     products = (len(rows) + 1) ** 2 * gradient.numel()
     return rows.device.type != "cpu" and products <= _FEW
 
@@ -75,13 +75,13 @@ class HostBlock(Block):
         both = (torch.cat((g[None], a)).double() for g, a in self._runs)
         tables = [each @ each.T for each in both]
         if not tables:
-            size = len(self._rows) + 1
-            return self._rows.new_zeros((size, size), dtype=torch.float64)
+            size = len(self.rows) + 1
+            return self.rows.new_zeros((size, size), dtype=torch.float64)
         return tables[0] if len(tables) == 1 else torch.stack(tables).sum(0)
 
     def take(self, numbers: Array) -> Array:
         """Take the table, flat, from the front of numbers; return the rest."""
-        size = len(self._rows) + 1
+        size = len(self.rows) + 1
         self._table = numbers[: size * size].reshape(size, size)
         return numbers[size * size :]
 
@@ -105,15 +105,8 @@ class HostBlock(Block):
 
     def holds_numbers(self, out: Tensor) -> bool:
         """Whether z_m is finite for certain."""
-        square = self.products(out)[1]
-        return bool(square <= torch.finfo(out.dtype).max)
-
-    def products(self, out: Tensor) -> Array:
-        """Return ||g_m||^2, ||z_m||^2, ||z_m - g_m||^2 and <g_m, z_m>."""
-        square = self._table[0, 0]
-        along = self._table[0, 1:] @ self._dual
-        change = max(self._dual @ self._table[1:, 1:] @ self._dual, 0.0)
-        return np.array([square, max(square + 2 * along + change, 0.0), change, square + along])
+        push = self._dual @ (2 * self._table[0, 1:] + self._table[1:, 1:] @ self._dual)
+        return bool(self._table[0, 0] + push <= torch.finfo(out.dtype).max)
 
     def gram(self, new: Indices, chosen: Indices) -> Array:
         """Return the products of new rows with the chosen ones, which end in the new: [n, c]."""

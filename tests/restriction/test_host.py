@@ -20,7 +20,7 @@ def problem(n_rows, size=5300):
 
 @pytest.fixture
 def on_host(monkeypatch):
-    monkeypatch.setattr(cone, "waits_cost_more", lambda gradient, rows: True)
+    monkeypatch.setattr(cone, "asks_once", lambda gradient, rows: True)
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.1])
@@ -29,8 +29,9 @@ def on_host(monkeypatch):
 def test_it_is_the_projection_that_is_made_step_by_step(solver, modules, strength, monkeypatch):
     gradient, rows = problem(7)
     arguments = {"memory_strength": strength, "modules": modules, "solver": solver}
+    monkeypatch.setattr(cone, "asks_once", lambda gradient, rows: False)
     expected = project(gradient.double(), rows.double(), **arguments)
-    monkeypatch.setattr(cone, "waits_cost_more", lambda gradient, rows: True)
+    monkeypatch.setattr(cone, "asks_once", lambda gradient, rows: True)
     found = project(gradient, rows, **arguments)
     assert expected.violated
     torch.testing.assert_close(found.gradient.double(), expected.gradient, rtol=0, atol=1e-5)
@@ -49,7 +50,7 @@ def test_it_is_exact(on_host):
 
 @pytest.mark.parametrize("kind", ["step by step", "at once"])
 def test_a_cone_is_used_again_on_what_its_tensors_are_by_then(kind, monkeypatch):
-    monkeypatch.setattr(cone, "waits_cost_more", lambda gradient, rows: kind == "at once")
+    monkeypatch.setattr(cone, "asks_once", lambda gradient, rows: kind == "at once")
     gradient, rows = problem(5)
     used = Cone(gradient, rows)
     first = used.project(0.1).after.clone()
@@ -63,7 +64,7 @@ def test_a_cone_is_used_again_on_what_its_tensors_are_by_then(kind, monkeypatch)
 @pytest.mark.parametrize("kind", ["step by step", "at once"])
 @pytest.mark.parametrize("where", ["gradient", "rows", "alongside", "nothing"])
 def test_what_is_not_finite_is_refused(where, kind, monkeypatch):
-    monkeypatch.setattr(cone, "waits_cost_more", lambda gradient, rows: kind == "at once")
+    monkeypatch.setattr(cone, "asks_once", lambda gradient, rows: kind == "at once")
     gradient, rows = problem(3)
     alongside = torch.ones(2, dtype=torch.float64)
     for value in (np.nan, np.inf):
