@@ -162,7 +162,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
 
     Attributes:
         last_projection: what the last iteration's projection did, its gradient left out; None where
-            there was no memory yet.
+            there was no memory yet. Measured when it is first read.
         last_generalization: {0-based past task: cosine on the memory minus cosine on held-out
             samples} where the last iteration measured it, else empty.
         last_seconds: what the last iteration's parts took, by the clock on the wall: "memory" (the
@@ -404,7 +404,8 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         numbers = self._guard.outside(strategy, self._covered(parameters, gradients, held))
         if looks and numbers is None:
             return False
-        alongside = size_of(numbers).reshape(1) if looks and numbers else None
+        where = self._matrix.gradient.device
+        alongside = size_of(numbers).reshape(1).to(where) if looks and numbers else None
         with self._timed("projection"):
             projected = self._project(parameters, gradients, held, alongside)
             if projected is not None:
