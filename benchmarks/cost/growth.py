@@ -79,7 +79,9 @@ def main(
     points = [("mlp", 1), ("mlp", 2)] if tiny else all_points()
     rows: list[dict[str, Any]] = []
     for model, tasks in points:
-        rows += measure(model, tasks, effort, torch.device(device))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that bfloat16 is slow on some is what is shown
+            rows += measure(model, tasks, effort, torch.device(device))
         for row in rows[-len(METHODS) :]:
             print(
                 "{model} T={tasks} {method}: {ms:.3g} ms, {mib:.3g} MiB".format(**row), flush=True
@@ -145,9 +147,7 @@ def _turn(
     experience = experience_of(case, (_WARM_UP + effort.timed) * BATCH_SIZE)
     torch.manual_seed(seed)
     before = _start_peak(device)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that bfloat16 is slow here is what is shown
-        strategy.train(experience)
+    strategy.train(experience)
     on_device = peak_mebibytes(device, before)
     return clock.seconds(), (peak_bytes() - before) / 2**20 if on_device is None else on_device
 
