@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from avalanche_mgem.results.result import RunResult
+from avalanche_mgem.evaluation.curve import AccuracyCurve
+from avalanche_mgem.results.result import HeldOut, RunResult
 from avalanche_mgem.results.store import ResultStore
 
 
@@ -31,6 +32,24 @@ def configuration(seed=0, n_experiences=3, stream="permuted-digits", training=No
         "model": "MLPFactory(hidden=(100, 100))",
         "training": {"learning_rate": 0.1, "device": "cpu", **(training or {})},
     }
+
+
+def curve(accuracy, iterations=10, every=2):
+    """Evaluations within the experiences of a run with that R: each task dips before it is over."""
+    size, points = len(accuracy), []
+    for task in range(size):
+        for step in range(every, iterations, every):
+            row = np.where(np.arange(size) <= task, accuracy[task] - 0.2, np.nan)
+            points.append((task * iterations + step, task + 1, row))
+        points.append(((task + 1) * iterations, task + 1, accuracy[task]))
+    iterations, trained, rows = zip(*points, strict=True)
+    return AccuracyCurve(list(iterations), list(trained), np.array(rows))
+
+
+def held_out(size=3, level=0.5):
+    """What was measured on validation data: all the same."""
+    R = np.full((size, size), level)
+    return HeldOut(accuracy=R, baseline=np.full(size, 0.1), masked=R)
 
 
 def joint(seed=0, size=3):

@@ -23,10 +23,13 @@ def whole_experience(experience: Any) -> Any | None:
 
 
 def trained_together(strategy: Strategy) -> list[Any]:
-    """Return the experiences whose samples are trained on now: of JointTraining all at once."""
-    if isinstance(strategy, JointTraining):
-        return list(strategy._experiences)
-    return [strategy.experience]
+    """Return the experiences whose samples are trained on now: of JointTraining all at once.
+
+    They tell all that they know, also what a strategy must not be told.
+    """
+    joint: Any = strategy if isinstance(strategy, JointTraining) else None
+    experiences = [strategy.experience] if joint is None else joint._experiences
+    return [experience.logging() for experience in experiences]
 
 
 def full_length(stream: Any) -> int | None:

@@ -7,6 +7,7 @@ comparison is started with.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -129,7 +130,10 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How all methods train, by the names of `Training`. None: the default of the stream's kind."""
+    """How all methods train, by the names of `Training`, which has the defaults.
+
+    None: the default of the stream's kind; those of text are in experiment/text/setup.
+    """
 
     memory: Annotated[int, typer.Option(help="Patterns kept of each experience.")] = 64
     epochs: Annotated[int, typer.Option(help="Passes over each experience.")] = 1
@@ -150,6 +154,10 @@ class TrainingOptions:
         float,
         typer.Option(help="Share of each experience's training data to hold out and score on."),
     ] = 0.0
+    eval_every: Annotated[
+        int | None,
+        typer.Option(help="Evaluate every so many iterations too, for the stability gap."),
+    ] = None
     device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu"
 
 
@@ -175,6 +183,14 @@ class LogOptions:
 def names(text: str | None) -> list[str] | None:
     """Return the names in a text with commas between."""
     return None if text is None else [name.strip() for name in text.split(",")]
+
+
+def two_names(text: str, known: Collection[str]) -> list[str]:
+    """Return the names in "A,B", split where both are known: names of variants have commas."""
+    parts = text.split(",")
+    splits = [(",".join(parts[:i]).strip(), ",".join(parts[i:]).strip()) for i in range(len(parts))]
+    found = next((pair for pair in splits if set(pair) <= set(known)), None)
+    return names(text) or [] if found is None else list(found)
 
 
 def widths(hidden: str | None) -> list[int] | None:

@@ -9,8 +9,10 @@ from avalanche_mgem.lazy import public_names
 if TYPE_CHECKING:
     from avalanche_mgem.evaluation.accuracy import AccuracyMatrix, accuracy_matrix_metrics
     from avalanche_mgem.evaluation.csv_logger import ScalarCSVLogger
+    from avalanche_mgem.evaluation.curve import AccuracyCurve
     from avalanche_mgem.evaluation.decisions import DecisionMetric, ShowsDecision, decision_metrics
     from avalanche_mgem.evaluation.distance import DistanceMetric, distance_metrics
+    from avalanche_mgem.evaluation.every import EvaluateEvery
     from avalanche_mgem.evaluation.gating import GatingMetric, ShowsMask, gating_metrics
     from avalanche_mgem.evaluation.matrix import (
         average_accuracy,
@@ -31,9 +33,11 @@ if TYPE_CHECKING:
     from avalanche_mgem.evaluation.restriction import RestrictionMetric, restriction_metrics
 
 __all__ = [
+    "AccuracyCurve",
     "AccuracyMatrix",
     "DecisionMetric",
     "DistanceMetric",
+    "EvaluateEvery",
     "GatingMetric",
     "RestrictionMetric",
     "ScalarCSVLogger",
@@ -63,12 +67,14 @@ __getattr__, __dir__ = public_names(
     {
         "avalanche_mgem.evaluation.accuracy": ("AccuracyMatrix", "accuracy_matrix_metrics"),
         "avalanche_mgem.evaluation.csv_logger": ("ScalarCSVLogger",),
+        "avalanche_mgem.evaluation.curve": ("AccuracyCurve",),
         "avalanche_mgem.evaluation.decisions": (
             "DecisionMetric",
             "ShowsDecision",
             "decision_metrics",
         ),
         "avalanche_mgem.evaluation.distance": ("DistanceMetric", "distance_metrics"),
+        "avalanche_mgem.evaluation.every": ("EvaluateEvery",),
         "avalanche_mgem.evaluation.gating": ("GatingMetric", "ShowsMask", "gating_metrics"),
         "avalanche_mgem.evaluation.matrix": (
             "average_accuracy",

@@ -20,6 +20,7 @@ from avalanche_mgem.evaluation.counting import (
     require_trainable,
     targets_of,
 )
+from avalanche_mgem.evaluation.curve import AccuracyCurve
 from avalanche_mgem.evaluation.heat_map import heat_map
 from avalanche_mgem.evaluation.matrix import (
     Matrix,
@@ -77,6 +78,9 @@ class AccuracyMatrix(PluginMetric):
         class_dim: the dimension of the output that holds the classes: 1, as for CrossEntropyLoss,
             or -1, for logits [N, L, C] of L tokens, as models of transformers return them. None: 1;
             where L = C in the first minibatch and the criterion does not tell, ValueError.
+        curve: keep the accuracy on each experience of every evaluation, and emit it as
+            `ACC_Exp/eval_phase/test_stream/Exp000` and so on; for evaluations in the middle of an
+            experience, see `EvaluateEvery`.
     """
 
     def __init__(
@@ -85,9 +89,10 @@ class AccuracyMatrix(PluginMetric):
         heat_map: bool = False,
         ignore_index: int | None = None,
         class_dim: int | None = None,
+        curve: bool = False,
     ) -> None:
         super().__init__()
-        self._heat_map = flag("heat_map", heat_map)
+        self._heat_map, self._keeps_curve = flag("heat_map", heat_map), flag("curve", curve)
         if ignore_index is not None:
             ignore_index = bounded_int("ignore_index", ignore_index, minimum=-LARGEST)
         if class_dim is not None:
@@ -132,6 +137,11 @@ class AccuracyMatrix(PluginMetric):
         """
         record, columns, _ = self._of(stream)
         return record.lowest(columns)
+
+    def curve(self, stream: str | None = None) -> AccuracyCurve:
+        """Return the accuracies of all evaluations; there are none without `curve=True`."""
+        record, columns, _ = self._of(stream)
+        return record.curve(columns)
 
     def before_training_exp(self, strategy: Strategy) -> None:
         """Note which task is trained now."""
@@ -179,19 +189,19 @@ class AccuracyMatrix(PluginMetric):
 
     def after_eval(self, strategy: Strategy) -> list[MetricValue]:
         """Write what was measured into R, and emit the scores."""
+        moment, step = self._progress.moment, strategy.clock.train_iterations
         for stream, columns in self._now.items():
-            self._records.setdefault(stream, AccuracyRecord()).add(
-                self._progress.moment,
-                {column: running.accuracy for column, running in columns.items()},
-                {column: running.masked for column, running in columns.items()},
-                self._progress.learnt,
-            )
-        step = strategy.clock.train_iterations
+            record = self._records.setdefault(stream, AccuracyRecord())
+            accuracy = {column: running.accuracy for column, running in columns.items()}
+            masked = {column: running.masked for column, running in columns.items()}
+            record.add(moment, accuracy, masked, self._progress.learnt)
+            if self._keeps_curve:
+                record.add_point(step, moment.tasks, accuracy)
         return [
             MetricValue(self, f"{name}/eval_phase/{stream}_stream", value, step)
             for stream in sorted(self._now)
             for name, value in {**self._scores(stream), **self._picture(stream)}.items()
-        ]
+        ] + self._points(step)
 
     def __str__(self) -> str:
         return "AccuracyMatrix"
@@ -224,6 +234,17 @@ class AccuracyMatrix(PluginMetric):
         )
         return {**scores, **dict(zip(_OF_TASKS, values, strict=True))}
 
+    def _points(self, step: int) -> list[MetricValue]:
+        """Return the accuracy on each experience of the current evaluation, where it is kept."""
+        return [
+            MetricValue(
+                self, f"ACC_Exp/eval_phase/{stream}_stream/Exp{column:03d}", running.accuracy, step
+            )
+            for stream, columns in sorted(self._now.items())
+            for column, running in sorted(columns.items())
+            if self._keeps_curve
+        ]
+
     def _picture(self, stream: str) -> dict[str, Figure]:
         return {str(self): heat_map(self.result(stream))} if self._heat_map else {}
 
@@ -243,10 +264,18 @@ class AccuracyMatrix(PluginMetric):
 
 
 def accuracy_matrix_metrics(
-    *, heat_map: bool = False, ignore_index: int | None = None, class_dim: int | None = None
+    *,
+    heat_map: bool = False,
+    ignore_index: int | None = None,
+    class_dim: int | None = None,
+    curve: bool = False,
 ) -> list[PluginMetric]:
     """Return the metrics to hand to Avalanche's EvaluationPlugin: one AccuracyMatrix."""
-    return [AccuracyMatrix(heat_map=heat_map, ignore_index=ignore_index, class_dim=class_dim)]
+    return [
+        AccuracyMatrix(
+            heat_map=heat_map, ignore_index=ignore_index, class_dim=class_dim, curve=curve
+        )
+    ]
 
 
 def _criterion(strategy: Strategy) -> Any:

@@ -70,9 +70,8 @@ def backward_transfer(accuracy: Matrix) -> float:
 def forgetting(accuracy: Matrix) -> float:
     """Forgetting = mean over i < T-1 of (max over t in i..T-2 of R[t, i]) - R[T-1, i].
 
-    What was lost of the best accuracy on each earlier task (Chaudhry et al., arXiv 1801.10112,
-    eq. 3); NaN for a single task. It is -BWT only where no task was better later than when it was
-    new.
+    What was lost of the best accuracy on each earlier task (Chaudhry et al., arXiv 1801.10112); NaN
+    for a single task. It is -BWT only where no task was better later than when it was new.
     """
     lost = forgetting_of_tasks(accuracy)
     return float(lost.mean()) if len(lost) else float("nan")
@@ -89,7 +88,7 @@ def average_incremental_accuracy(accuracy: Matrix) -> float:
     """AIA = mean over t of the mean of R[t, 0..t]: ACC, averaged over the tasks as they came.
 
     iCaRL's average incremental accuracy (Rebuffi et al., arXiv 1611.07725, section 4); the name AIA
-    is that of Wang et al. (arXiv 2302.00487, eq. 2).
+    is that of Wang et al. (arXiv 2302.00487).
     """
     matrix = _square(accuracy)
     return float(np.mean([row[: task + 1].mean() for task, row in enumerate(matrix)]))
@@ -98,7 +97,7 @@ def average_incremental_accuracy(accuracy: Matrix) -> float:
 def minimum_accuracy(accuracy: Matrix, lowest: Matrix | None = None) -> float:
     """min-ACC = mean over i < T-1 of the lowest accuracy on task i since its training was over.
 
-    The average minimum accuracy of De Lange et al. (arXiv 2205.13452, eq. 3): over t in i+1..T-1 of
+    The average minimum accuracy of De Lange et al. (arXiv 2205.13452): over t in i+1..T-1 of
     R[t, i], and over what was measured in between; NaN for a single task. The more often it was
     evaluated, the lower.
 
@@ -110,7 +109,7 @@ def minimum_accuracy(accuracy: Matrix, lowest: Matrix | None = None) -> float:
 
 
 def worst_case_accuracy(accuracy: Matrix, lowest: Matrix | None = None) -> float:
-    """WC-ACC = R[T-1, T-1] / T + (1 - 1/T) min-ACC (De Lange et al., arXiv 2205.13452, eq. 4).
+    """WC-ACC = R[T-1, T-1] / T + (1 - 1/T) min-ACC (De Lange et al., arXiv 2205.13452).
 
     The accuracy that no task was ever below, but for the last, which counts as it is now.
     """

@@ -20,11 +20,13 @@ class TrainingProgress:
 
     Attributes:
         trained: the tasks, in the order in which they were first trained.
+        current: the tasks that are, or were last, trained on; several in joint training, none where
+            the experience is of no single one.
     """
 
     def __init__(self) -> None:
         self.trained: list[int] = []
-        self._current: list[int] = []  # the tasks that are, or were last, trained on
+        self.current: list[int] = []
         self._experiences = 0
         self._state = 0
         self._blurry = False
@@ -39,20 +41,20 @@ class TrainingProgress:
     @property
     def learnt(self) -> set[int]:
         """The tasks whose training is over."""
-        return set(self.trained).difference(self._current)
+        return set(self.trained).difference(self.current)
 
     def start(self, strategy: Strategy) -> None:
         """Note the experiences that are trained from now on."""
         self._experiences += 1
         self._state += 1
-        self._current = []
+        self.current = []
         for experience in trained_together(strategy):
             whole = whole_experience(experience)
             if whole is None:
                 self._blurry = True
                 continue
             task = int(whole.current_experience)
-            self._current.append(task)
+            self.current.append(task)
             if task not in self.trained:
                 self.trained.append(task)
             self._length = full_length(whole.origin_stream)

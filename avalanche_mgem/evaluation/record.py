@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from avalanche_mgem.evaluation.curve import AccuracyCurve
 from avalanche_mgem.evaluation.matrix import Matrix
 
 
@@ -48,6 +49,7 @@ class AccuracyRecord:
         self._by_training: dict[int, _Row] = {}
         self._columns: set[int] = set()
         self._lowest: dict[int, float] = {}
+        self._points: dict[tuple[int, int], dict[int, float]] = {}
 
     def add(
         self,
@@ -92,6 +94,19 @@ class AccuracyRecord:
             for row in (kept.get(key, empty) for key in rows)
         ]
         return np.array(values, dtype=np.float64).reshape(len(rows), len(columns))
+
+    def add_point(self, iteration: int, tasks: int, accuracy: Mapping[int, float]) -> None:
+        """Note the accuracies of one evaluation as a point of the curve."""
+        self._points.setdefault((iteration, tasks), {}).update(accuracy)
+
+    def curve(self, columns: Sequence[int]) -> AccuracyCurve:
+        """Return the points so far."""
+        iterations, trained = [key[0] for key in self._points], [key[1] for key in self._points]
+        values = [
+            [point.get(column, math.nan) for column in columns] for point in self._points.values()
+        ]
+        accuracy = np.array(values, dtype=np.float64).reshape(len(values), len(columns))
+        return AccuracyCurve(iterations, trained, accuracy)
 
     def lowest(self, columns: Sequence[int]) -> Matrix:
         """Return the lowest accuracy on each since its training was over, NaN where none."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from avalanche_mgem.methods.methods_table import methods_table
     from avalanche_mgem.methods.registry import DEFAULT_METHODS, METHODS, TEXT_METHODS, find_method
     from avalanche_mgem.report.folder import write_report
+    from avalanche_mgem.results.paired import PairedComparison, paired_comparisons
     from avalanche_mgem.results.result import RunResult
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Memory",
     "Method",
     "NamedStream",
+    "PairedComparison",
     "RunResult",
     "RunsFailedError",
     "SlimResNet18Factory",
@@ -54,6 +56,7 @@ __all__ = [
     "load_results",
     "make_model_factory",
     "methods_table",
+    "paired_comparisons",
     "write_report",
 ]
 
@@ -83,6 +86,7 @@ __getattr__, __dir__ = public_names(
             "find_method",
         ),
         "avalanche_mgem.report.folder": ("write_report",),
+        "avalanche_mgem.results.paired": ("PairedComparison", "paired_comparisons"),
         "avalanche_mgem.results.result": ("RunResult",),
     },
 )

@@ -38,6 +38,7 @@ _CAME_LATER = (
     "weight_decay",
     "length_buckets",
     "validation",
+    "eval_every",
 )  # so that older keys stay what they were
 _PLACES = ("data_root", "download")  # where the data lies decides nothing
 
@@ -61,6 +62,8 @@ class Training:
             be chosen without the test data. 0: none.
         length_buckets: train on batches of texts of similar length, for text streams: the window
             of `LengthBuckets`, in batches. None: batches are drawn as Avalanche draws them.
+        eval_every: evaluate every so many iterations too, for the stability gap, see
+            `EvaluateEvery`; training goes as without. None: after each experience alone.
 
     Raises:
         ValueError: a value out of range.
@@ -77,15 +80,16 @@ class Training:
     weight_decay: float = 0.0
     length_buckets: int | None = None
     validation: float = 0.0
+    eval_every: int | None = None
 
     def __post_init__(self) -> None:
         rate = finite("learning_rate", self.learning_rate, minimum=0.0, above=True)
         object.__setattr__(self, "learning_rate", rate)
         for name in ("batch_size", "epochs", "eval_batch_size", "memory"):
             object.__setattr__(self, name, positive_int(name, getattr(self, name)))
-        if self.length_buckets is not None:
-            buckets = positive_int("length_buckets", self.length_buckets)
-            object.__setattr__(self, "length_buckets", buckets)
+        for name in ("length_buckets", "eval_every"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, positive_int(name, getattr(self, name)))
         object.__setattr__(self, "device", device_name("device", self.device))
         one_of("optimizer", self.optimizer, OPTIMIZERS)
         for name in ("momentum", "weight_decay", "validation"):

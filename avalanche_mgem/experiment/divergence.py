@@ -29,8 +29,9 @@ class Divergence(PluginMetric):
 
     Looked at are the loss, and with it every penalty in it, of each training iteration; parameters
     and floating-point buffers after each experience, but for those that were not finite before it,
-    such as a mask of -Inf; and whether an output in the evaluation is NaN. Where a plugin skips the
-    steps whose loss is not finite (on_nonfinite="skip"), the loss says nothing.
+    such as a mask of -Inf; and whether an output in the evaluation is NaN, but for evaluations in
+    the middle of an experience, so that a run ends the same with and without them. Where a plugin
+    skips the steps whose loss is not finite (on_nonfinite="skip"), the loss says nothing.
 
     Attributes:
         found: whether the run has diverged.
@@ -46,6 +47,7 @@ class Divergence(PluginMetric):
     def reset(self) -> None:
         """Forget everything."""
         self.found = False
+        self._training = False
         self._never_finite: frozenset[str] = frozenset()
         self._finite_loss: Tensor | None = None  # on the device; None: no loss since the last look
 
@@ -69,6 +71,15 @@ class Divergence(PluginMetric):
         self._never_finite = frozenset(name for name, value in values if not all_finite([value]))
         self._finite_loss = None
         self.found = False  # whatever was evaluated before had not been trained
+        self._training = False
+
+    def before_training(self, strategy: Strategy) -> None:
+        """Note that an evaluation from now on is in the middle of a training."""
+        self._training = True
+
+    def after_training(self, strategy: Strategy) -> None:
+        """Note that the training is over."""
+        self._training = False
 
     def after_training_iteration(self, strategy: Strategy) -> None:
         """Note the loss."""
@@ -91,7 +102,7 @@ class Divergence(PluginMetric):
     def after_eval_iteration(self, strategy: Strategy) -> None:
         """Look at the outputs: finite weights may be so large that they are NaN."""
         output = strategy.mb_output
-        if isinstance(output, Tensor) and bool(output.isnan().any()):
+        if not self._training and isinstance(output, Tensor) and bool(output.isnan().any()):
             self.found = True
 
     def _look_at_loss(self, strategy: Strategy) -> None:

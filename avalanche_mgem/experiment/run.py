@@ -24,9 +24,11 @@ from torch import nn
 
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.evaluation import (
+    AccuracyCurve,
     AccuracyMatrix,
     DecisionMetric,
     DistanceMetric,
+    EvaluateEvery,
     GatingMetric,
     RestrictionMetric,
     ScalarCSVLogger,
@@ -53,7 +55,7 @@ def run(
     metrics_csv: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> RunResult:
-    """Train the method on every experience in turn and evaluate after each.
+    """Train the method on every experience in turn and evaluate after each, or more often.
 
     A method of the whole stream is trained once and evaluated after that: R has its last row only.
 
@@ -98,17 +100,19 @@ def build_strategy(specification: RunSpecification, scenario: Any, evaluator: An
         eval_mb_size=training.eval_batch_size,
         device=training.device,
         evaluator=evaluator,
-        **_plugins(specification),
+        **_plugins(specification.training, specification.seed, scenario),
         **method.resolved_settings(training.memory, len(scenario.train_stream)),
     )
 
 
-def _plugins(specification: RunSpecification) -> dict[str, Any]:
+def _plugins(training: Training, seed: int, scenario: Any) -> dict[str, Any]:
     """The comparison's own plugins; none is said where there is none, for strategies of users."""
-    window = specification.training.length_buckets
-    if window is None:
-        return {}
-    return {"plugins": [LengthBuckets(window=window, seed=specification.seed)]}
+    plugins: list[Any] = []
+    if training.length_buckets is not None:
+        plugins.append(LengthBuckets(window=training.length_buckets, seed=seed))
+    if training.eval_every is not None:
+        plugins.append(EvaluateEvery(training.eval_every, scenario.test_stream))
+    return {"plugins": plugins} if plugins else {}
 
 
 def _optimizer(training: Training, model: nn.Module) -> torch.optim.Optimizer:
@@ -172,7 +176,8 @@ def _run(specification: RunSpecification, loggers: list[Any], progress: Progress
     RNGManager.set_random_seeds(specification.seed)
     scenario = specification.scenario()
     whole = specification.method.whole_stream
-    accuracy = WholeStreamAccuracy() if whole else AccuracyMatrix()
+    curve = specification.training.eval_every is not None
+    accuracy = (WholeStreamAccuracy if whole else AccuracyMatrix)(curve=curve)
     restriction = RestrictionMetric(modules=True, histograms=True)
     gating, distance = GatingMetric(), DistanceMetric(from_start=False)
     orthogonality, decisions = OrthogonalityMetric(), DecisionMetric()
@@ -188,6 +193,7 @@ def _run(specification: RunSpecification, loggers: list[Any], progress: Progress
     seconds, diverged = _train(
         strategy, scenario.train_stream, evaluated, progress, whole, divergence
     )
+    seconds -= sum(each.seconds for each in strategy.plugins if isinstance(each, EvaluateEvery))
     _LOG.info("%s: %.1f s of training", run_of, seconds)
     size = len(scenario.train_stream)
     told = {name: value for name, value in restriction.result().items() if math.isfinite(value)}
@@ -205,8 +211,9 @@ def _run(specification: RunSpecification, loggers: list[Any], progress: Progress
         versions=specification.versions,
         metrics=_means(orthogonality, gating, distance, decisions),
         diverged=diverged,
-        masked=accuracy.task_masked("test"),
+        masked=_cut(accuracy.task_masked("test"), size, diverged),
         validation=_held_out(accuracy, size, diverged) if held_out else None,
+        curve=_curve(accuracy, size, diverged) if curve else None,
     )
 
 
@@ -216,6 +223,11 @@ def _held_out(accuracy: AccuracyMatrix, size: int, diverged: int | None) -> Held
         baseline=_cut(accuracy.baseline(VALIDATION), size, None if diverged is None else size),
         masked=_cut(accuracy.task_masked(VALIDATION), size, diverged),
     )
+
+
+def _curve(accuracy: AccuracyMatrix, size: int, diverged: int | None) -> AccuracyCurve:
+    curve = accuracy.curve("test")
+    return curve if diverged is None else curve.up_to(diverged, size)
 
 
 def _cut(values: NDArray[np.float64], size: int, diverged: int | None) -> NDArray[np.float64]:

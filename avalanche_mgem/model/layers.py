@@ -1,4 +1,4 @@
-"""Which layers of a model are gated, found once and by their names again in each step."""
+"""Which layers of a model are gated (see find_gated_layers), by name again in each step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers of a model are meant by `target_modules`."""
+"""Which names `target_modules` matches; which layers can be gated at all is said in layers."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,10 @@ from avalanche_mgem.arguments import as_path, flag
 from avalanche_mgem.files import is_unfinished, write_atomically
 from avalanche_mgem.report.latex import latex_table
 from avalanche_mgem.report.markdown import markdown_table
+from avalanche_mgem.report.paired import paired_markdown, write_paired_csv
 from avalanche_mgem.results.csv import write_accuracy_csv, write_csv
 from avalanche_mgem.results.file_names import file_name
+from avalanche_mgem.results.paired import paired_comparisons
 from avalanche_mgem.results.result import RunResult
 from avalanche_mgem.results.summary import (
     FURTHER,
@@ -21,6 +23,7 @@ from avalanche_mgem.results.summary import (
     on_validation,
     require_runs,
     stream_length,
+    validation_name,
 )
 
 if TYPE_CHECKING:
@@ -29,31 +32,39 @@ if TYPE_CHECKING:
 _MARK = "avalanche-mgem-report.json"
 _FORMAT = 1
 _TENSORBOARD = "tensorboard"
+_PAIRED, _VALIDATION = ("paired.md", "paired.csv"), "validation.tex"
 _TABLES = ("table.md", "table.tex", "scores.md", "scores.tex", "results.csv", "accuracy.csv")
 
 
 def write_report(
-    results: Sequence[RunResult], out: str | Path, *, tensorboard: bool = True
+    results: Sequence[RunResult],
+    out: str | Path,
+    *,
+    tensorboard: bool = True,
+    paired: Sequence[str] | None = None,
 ) -> list[Path]:
     """Write tables and pictures of finished runs into a folder, in one of its own for each stream.
 
-    With one stream, the files lie in out itself: table.md, with a second table of the scores on
-    validation data where there are some, and table.tex; scores.md and scores.tex
-    with the further scores; results.csv, accuracy.csv; accuracy, tradeoff, forgetting and heatmaps,
-    each as .png and .pdf. An earlier report is replaced: its files that this one does not have are
-    removed, others' files stay.
+    With one stream, the files lie in out itself: table.md and table.tex; the scores on validation
+    data, where there are some, in a second table of table.md and in validation.tex; scores.md and
+    scores.tex with the further scores; results.csv, accuracy.csv; accuracy, tradeoff, forgetting,
+    heatmaps and, of runs that were evaluated within their experiences, stability, each as .png and
+    .pdf. An earlier report is replaced: its files that this one does not have are removed, others'
+    files stay.
 
     Args:
         results: runs of one or several streams, told apart by method, stream and seed.
         out: new, empty or an earlier report.
         tensorboard: write a TensorBoard log of settings, scores and pictures as well.
+        paired: names of two methods to compare over the seeds that both have, in paired.md and
+            paired.csv, see `paired_comparisons`; None: no two.
 
     Returns:
         The files, and the folder of the TensorBoard log.
 
     Raises:
         ValueError: out holds something else, or results cannot be compared, see
-            `summary.by_method`; nothing has been written.
+            `summary.by_method` and `paired_comparisons`; nothing has been written.
         OSError: out cannot be written.
     """
     require_runs(results)
@@ -63,18 +74,30 @@ def write_report(
     for runs in streams.values():
         for method, of_method in by_method(runs).items():
             stream_length(method, of_method)
+    comparisons = [] if paired is None else paired_comparisons(results, paired)
+    pairs = {
+        stream: [each for each in comparisons if each.stream in (stream, validation_name(stream))]
+        for stream in streams
+    }
     earlier = _earlier_files(out)
     # What is wrong has been told by now, without waiting for matplotlib.
     from avalanche_mgem.report.tensorboard import event_files, write_hparams, write_images
 
     folders = {stream: out / file_name(stream) if len(streams) > 1 else out for stream in streams}
-    files = [folder / name for folder in folders.values() for name in _names()]
+    files = [
+        folders[stream] / name
+        for stream, runs in streams.items()
+        for name in (*_names(runs), *(_PAIRED if pairs[stream] else ()))
+    ]
     out.mkdir(parents=True, exist_ok=True)
     # First of all, so that a report that was stopped is known to be one.
     _write_mark(out, {*earlier, *files})
     _remove(out, {*earlier, *event_files(out / _TENSORBOARD)} - set(files))
     for stream, runs in streams.items():
         figures = _write_stream(runs, folders[stream])
+        if pairs[stream]:
+            write_atomically(folders[stream] / "paired.md", paired_markdown(pairs[stream]).encode())
+            write_paired_csv(pairs[stream], folders[stream] / "paired.csv")
         if tensorboard:
             write_images(figures, out / _TENSORBOARD / file_name(stream) / "figures")
     if tensorboard:
@@ -83,26 +106,44 @@ def write_report(
     return [*files, out / _TENSORBOARD] if tensorboard else files
 
 
-def _names() -> list[str]:
+def _names(runs: Sequence[RunResult]) -> list[str]:
+    """The files of a stream with these runs."""
+    pictures = [f"{name}.{ending}" for name in _figures(runs) for ending in ("png", "pdf")]
+    return [*_TABLES, *([_VALIDATION] if on_validation(runs) else []), *pictures]
+
+
+def _figures(runs: Sequence[RunResult]) -> dict[str, Callable[[Sequence[RunResult]], Figure]]:
+    from avalanche_mgem.report.figures.accuracy import FIGURES
+    from avalanche_mgem.report.figures.stability import has_curve, stability_figure
+
+    return {**FIGURES, "stability": stability_figure} if has_curve(runs) else {**FIGURES}
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a report may have a file of that name."""
     from avalanche_mgem.report.figures.accuracy import FIGURES
 
-    pictures = [f"{name}.{ending}" for name in FIGURES for ending in ("png", "pdf")]
-    return [*_TABLES, *pictures]
+    stem, _, ending = name.rpartition(".")
+    return name in (*_TABLES, *_PAIRED, _VALIDATION) or (
+        stem in (*FIGURES, "stability") and ending in ("png", "pdf")
+    )
 
 
 def _write_stream(runs: Sequence[RunResult], folder: Path) -> dict[str, Figure]:
-    from avalanche_mgem.report.figures.accuracy import FIGURES
     from avalanche_mgem.report.figures.canvas import pdf, png
 
     folder.mkdir(exist_ok=True)
-    tables = [markdown_table(each) for each in (runs, on_validation(runs)) if each]
+    held_out = on_validation(runs)
+    tables = [markdown_table(each) for each in (runs, held_out) if each]
     write_atomically(folder / "table.md", "\n".join(tables).encode())
+    if held_out:  # by itself: what reads table.tex would show two tables without a name
+        write_atomically(folder / _VALIDATION, latex_table(held_out).encode())
     write_atomically(folder / "table.tex", latex_table(runs).encode())
     write_atomically(folder / "scores.md", markdown_table(runs, FURTHER).encode())
     write_atomically(folder / "scores.tex", latex_table(runs, FURTHER).encode())
     write_csv(runs, folder / "results.csv")
     write_accuracy_csv(runs, folder / "accuracy.csv")
-    figures = {name: draw(runs) for name, draw in FIGURES.items()}
+    figures = {name: draw(runs) for name, draw in _figures(runs).items()}
     for name, figure in figures.items():
         write_atomically(folder / f"{name}.pdf", pdf(figure))
         write_atomically(folder / f"{name}.png", png(figure))
@@ -131,7 +172,7 @@ def _earlier_files(out: Path) -> set[Path]:
             f"format {_FORMAT}; name another folder"
         )
     # Whatever the mark says, only a report's own files inside out are ever removed.
-    ours = [out / name for name in names if Path(name).name in _names()]
+    ours = [out / name for name in names if _is_ours(Path(name).name)]
     return {path for path in ours if path.resolve().is_relative_to(out.resolve())}
 
 

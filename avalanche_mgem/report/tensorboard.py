@@ -16,7 +16,7 @@ from avalanche_mgem.results.file_names import file_name
 from avalanche_mgem.results.result import RunResult
 from avalanche_mgem.results.variants import named_settings
 
-_METRICS = {"acc": "score/ACC", "bwt": "score/BWT", "la": "score/LA", "fwt": "score/FWT"}
+_METRICS = {"acc": "ACC", "bwt": "BWT", "la": "LA", "fwt": "FWT"}
 _SAID_BY_NAMES = ("strategy", "stream", "stream.type", "stream.name", "stream.sha256")
 
 
@@ -24,8 +24,9 @@ def write_hparams(results: Iterable[RunResult], folder: Path) -> None:
     """Write what TensorBoard's HParams tab shows of each run, into a folder a run.
 
     Hyper-parameters: method, stream, seed and the settings of the run. Metrics: `score/ACC`,
-    `score/BWT`, `score/LA`, `score/FWT`; one that was not measured is left out. A run that diverged
-    has `diverged` alone, the experience in which it did.
+    `score/BWT`, `score/LA`, `score/FWT`, and those on validation data as `validation/ACC` and so
+    on; one that was not measured is left out. A run that diverged has `diverged` alone, the
+    experience in which it did.
 
     Raises:
         OSError: folder cannot be written.
@@ -34,8 +35,7 @@ def write_hparams(results: Iterable[RunResult], folder: Path) -> None:
     from torch.utils.tensorboard.summary import hparams
 
     for run in results:
-        scores = {name: run.scores[key] for key, name in _METRICS.items()}
-        scores = {name: score for name, score in scores.items() if not math.isnan(score)}
+        scores = {**_scores("score", run), **_scores("validation", run.on_validation)}
         if run.diverged is not None:
             scores["diverged"] = float(run.diverged)
         # Not by add_hparams: it also writes the list of a run's own settings as that of all runs,
@@ -47,6 +47,16 @@ def write_hparams(results: Iterable[RunResult], folder: Path) -> None:
             writer.file_writer.add_summary(end)
             for name, score in scores.items():
                 writer.add_scalar(name, score)
+
+
+def _scores(group: str, run: RunResult | None) -> dict[str, float]:
+    """Return the scores of a run that were measured, by the names that TensorBoard shows."""
+    measured = {} if run is None else run.scores
+    return {
+        f"{group}/{name}": measured[key]
+        for key, name in _METRICS.items()
+        if not math.isnan(measured.get(key, math.nan))
+    }
 
 
 def write_images(figures: Mapping[str, Figure], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""One module's part of a projection: all that it takes from the long vectors.
+"""One module's part of a projection: its dot products, its Gram matrix, its push.
 
 The memory rows A [K, P] are read in runs of columns that stay in the cache. Long modules are
 multiplied in float32 a run at a time and the runs are summed in float64, which is within 1e-6 of

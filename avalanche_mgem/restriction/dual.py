@@ -4,7 +4,8 @@
 
 with G = AA' the Gram matrix of the K memory rows A (its ridge already added), d = Ag their dot
 products with the gradient, and `lower` the memory strength (GEM, arXiv 1706.08840, eq. 11, where
-the published code bounds v by gamma). The problem is K x K however long the gradients are.
+the published code bounds v by gamma). The problem is K x K however long the gradients are. The
+default solver, for many rows, is in pivoting; it falls back on QuadprogSolver here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""CSV files of finished runs, of one stream or several."""
+"""CSV files of finished runs, for others to read: the package reads runs/, see results.store."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def write_csv(results: Sequence[RunResult], path: str | os.PathLike[str]) -> Non
     require_runs(results)
     records = [_record(result) for result in results]
     columns = _columns(records)
-    rows = ([_cell(record.get(column, math.nan)) for column in columns] for record in records)
-    write_atomically(path, _csv_bytes(columns, rows))
+    rows = ([cell(record.get(column, math.nan)) for column in columns] for record in records)
+    write_atomically(path, csv_bytes(columns, rows))
 
 
 def write_accuracy_csv(results: Sequence[RunResult], path: str | os.PathLike[str]) -> None:
@@ -50,11 +50,11 @@ def write_accuracy_csv(results: Sequence[RunResult], path: str | os.PathLike[str
     require_runs(results)
     columns = ["method", "stream", "seed", "trained_on", "tested_on", "accuracy"]
     rows = (
-        [run.method, run.stream, str(run.seed), str(t), str(i), _cell(float(run.accuracy[t, i]))]
+        [run.method, run.stream, str(run.seed), str(t), str(i), cell(float(run.accuracy[t, i]))]
         for run in results
         for t, i in _measured(run)
     )
-    write_atomically(path, _csv_bytes(columns, rows))
+    write_atomically(path, csv_bytes(columns, rows))
 
 
 def _record(result: RunResult) -> dict[str, Any]:
@@ -93,7 +93,8 @@ def _columns(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return fixed + [name for group in groups for name in sorted(names) if name.startswith(group)]
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """Return a value as the CSV files have it; NaN is blank."""
     if isinstance(value, str):
         return value
     if isinstance(value, float):
@@ -107,7 +108,8 @@ def _measured(run: RunResult) -> list[tuple[int, int]]:
     return [(t, i) for t, i in entries if not math.isnan(run.accuracy[t, i])]
 
 
-def _csv_bytes(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
+def csv_bytes(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
+    """Return a CSV file with a line of the columns and one for each row."""
     return "".join(map(_csv_line, [columns, *rows])).encode("utf-8")
 
 

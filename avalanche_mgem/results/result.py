@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
+from avalanche_mgem.evaluation.curve import AccuracyCurve
 from avalanche_mgem.evaluation.matrix import (
     Matrix,
     average_accuracy,
@@ -55,6 +56,8 @@ class RunResult:
             masked; of O-LoRA's penalty, that over the last experience.
         masked: R with the answers by argmax over each task's own classes, float [T, T]; None where
             it was not measured, as by earlier versions.
+        curve: the accuracies of all evaluations, those within the experiences too; None where there
+            were none of these.
         configuration: everything the run was started with, as JSON values.
         versions: of the packages that decide the numbers.
         diverged: the experience (from 0) in which loss, weights or outputs became NaN or Inf; the
@@ -76,14 +79,17 @@ class RunResult:
     diverged: int | None = None
     masked: Matrix | None = None
     validation: HeldOut | None = None
+    curve: AccuracyCurve | None = None
 
     @property
     def scores(self) -> dict[str, float]:
         """The scores: those of the table in its order, then the further ones; NaN where unknown.
 
-        They are computed from R, so those of runs of earlier versions are by today's definitions.
-        Of a run that diverged, all are NaN.
+        They are computed from R, so those of runs of earlier versions are by today's definitions;
+        min_acc and wc_acc are over the evaluations of `curve` too. Of a run that diverged, all are
+        NaN.
         """
+        lowest = None if self.curve is None else self.curve.lowest
         scores = {
             "acc": average_accuracy(self.accuracy),
             "bwt": backward_transfer(self.accuracy),
@@ -91,18 +97,21 @@ class RunResult:
             "fwt": forward_transfer(self.accuracy, self.baseline),
             "forgetting": forgetting(self.accuracy),
             "aia": average_incremental_accuracy(self.accuracy),
-            "min_acc": minimum_accuracy(self.accuracy),
-            "wc_acc": worst_case_accuracy(self.accuracy),
+            "min_acc": minimum_accuracy(self.accuracy, lowest),
+            "wc_acc": worst_case_accuracy(self.accuracy, lowest),
             "acc_task_il": math.nan if self.masked is None else average_accuracy(self.masked),
         }
         return scores if self.diverged is None else dict.fromkeys(scores, math.nan)
 
     @property
     def on_validation(self) -> RunResult | None:
-        """The run with what was measured on the validation data in place of the test data."""
+        """The run with what was measured on the validation data in place of the test data.
+
+        Its min_acc and wc_acc are over R alone: within experiences, test data are evaluated.
+        """
         if self.validation is None:
             return None
-        return replace(self, **vars(self.validation), validation=None)
+        return replace(self, **vars(self.validation), curve=None, validation=None)
 
     @property
     def validation_scores(self) -> dict[str, float]:
@@ -112,7 +121,7 @@ class RunResult:
 
     def to_json(self) -> str:
         """Return the run as JSON text; NaN becomes null."""
-        values = asdict(self)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["accuracy"] = _without_nan(self.accuracy)
         values["baseline"] = _without_nan(self.baseline)
         values["masked"] = None if self.masked is None else _without_nan(self.masked)
@@ -121,6 +130,10 @@ class RunResult:
         else:
             held_out = vars(self.validation)
             values["validation"] = {name: _without_nan(held_out[name]) for name in held_out}
+        if self.curve is None:
+            del values["curve"]
+        else:
+            values["curve"] = self.curve.as_json()
         return json.dumps(values, indent=1, allow_nan=False)
 
     @classmethod
@@ -134,6 +147,8 @@ class RunResult:
         if (held_out := values.get("validation")) is not None:
             arrays = {name: np.array(held_out[name], dtype=np.float64) for name in held_out}
             values["validation"] = HeldOut(**arrays)
+        if values.get("curve") is not None:
+            values["curve"] = AccuracyCurve.from_json(values["curve"])
         return cls(**values)
 
 

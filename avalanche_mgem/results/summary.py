@@ -43,7 +43,12 @@ def by_stream(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
 def on_validation(results: Sequence[RunResult]) -> list[RunResult]:
     """Return the runs that have scores on validation data, with those in place of the others."""
     runs = [run.on_validation for run in results]
-    return [replace(run, stream=f"{run.stream}, validation data") for run in runs if run]
+    return [replace(run, stream=validation_name(run.stream)) for run in runs if run]
+
+
+def validation_name(stream: str) -> str:
+    """Return the name under which a stream's scores on validation data are shown."""
+    return f"{stream}, validation data"
 
 
 def by_method(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
@@ -145,15 +150,17 @@ def summarise(results: Sequence[RunResult], columns: Mapping[str, str] = HEADING
     return rows
 
 
-def _digits(column: str, mean: float) -> int:
+def digits(column: str, mean: float) -> int:
+    """Return how many decimals a column's numbers are shown with."""
     if column != "seconds":
         return 3
     return 0 if mean >= 100 else 1
 
 
-def _shown(mean: float, digits: int) -> float:
+def shown(mean: float, places: int) -> float:
+    """Return a mean as rounded as it is shown."""
     # Adding zero makes a negative zero positive.
-    return round(mean, digits) + 0.0
+    return round(mean, places) + 0.0
 
 
 def best_means(rows: Sequence[Row]) -> dict[str, float]:
@@ -165,7 +172,7 @@ def best_means(rows: Sequence[Row]) -> dict[str, float]:
     for column, choose in BEST.items():
         if not rows or column not in rows[0].intervals:
             continue
-        means = [_shown(row.intervals[column][0], 3) for row in rows if not row.diverged]
+        means = [shown(row.intervals[column][0], 3) for row in rows if not row.diverged]
         best[column] = choose((mean for mean in means if not math.isnan(mean)), default=math.nan)
     return best
 
@@ -179,11 +186,11 @@ def entries(row: Row, best: Mapping[str, float], joint: str) -> Iterable[tuple[s
         if math.isnan(mean):
             yield "-", False
             continue
-        digits = _digits(column, mean)
-        text = f"{_shown(mean, digits):.{digits}f}"
+        places = digits(column, mean)
+        text = f"{shown(mean, places):.{places}f}"
         if not math.isnan(half_width):
-            text += f"{joint}{half_width:.{digits}f}"
-        yield text, not row.diverged and _shown(mean, 3) == best.get(column)
+            text += f"{joint}{half_width:.{places}f}"
+        yield text, not row.diverged and shown(mean, 3) == best.get(column)
 
 
 def caption(rows: Sequence[Row]) -> str:

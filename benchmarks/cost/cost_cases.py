@@ -53,7 +53,7 @@ class Case:
             told that each group is a task, which is the arithmetic of d-mGEM. Of solvers and of
             memory there is one each.
         arguments: further ones of MGEMPlugin. Of a solver its class name.
-        figure: the row of the issue's table that it belongs to.
+        figure: what it is called in table.md, where it has a target.
         target: of the ratio (of a solver: of its milliseconds; of memory: of the units used).
         share: the target of the projection's share of a training iteration.
     """

@@ -11,7 +11,7 @@ from avalanche.training.supervised import Naive
 from experiment.text_runs import write_all
 from PIL import Image
 
-from avalanche_mgem.experiment import METHODS
+from avalanche_mgem.experiment import METHODS, load_results
 
 COMMAND = Path(sys.executable).with_name("avalanche-mgem")
 PARTS = ("train", "test")
@@ -115,6 +115,14 @@ def test_class_and_task_incremental_streams(command, heads):
     result = command("compare", *options, "--memory", 10, *TINY)
     assert result.exit_code == 0, result.output
     assert "mgem-d, seed 0: ACC" in result.stdout
+
+
+def test_evaluations_within_the_experiences_are_kept(command):
+    options = ["--methods", "naive", "--seeds", 1, "--eval-every", 1, "--out", "runs"]
+    result = command("compare", *options, *TINY)
+    assert result.exit_code == 0, result.output
+    (run,) = load_results("runs")
+    assert list(run.curve.iterations) == [0, 1, 2, 3, 4]
 
 
 def test_domains_and_a_model_of_the_users_own(command, tmp_path):

@@ -49,6 +49,7 @@ CASES = {
     "compare --jobs 0": "jobs must be",
     "compare --epochs 0": "epochs must be",
     "compare --memory 0": "memory must be",
+    "compare --eval-every 0": "eval_every must be",
     "compare --momentum 1": "momentum must be below 1",
     "compare --learning-rate nan": "learning_rate must be",
     "compare --optimizer sdg": "did you mean 'sgd'",

@@ -4,8 +4,10 @@ import subprocess
 import sys
 
 import pytest
+from made_results import many, saved
 
 import avalanche_mgem
+from avalanche_mgem.cli.options import two_names
 
 SIZES = {"experiences": 2, "train-per-experience": 20, "test-per-experience": 20, "jobs": 1}
 TINY = [f"--{name}={value}" for name, value in SIZES.items()]
@@ -22,12 +24,38 @@ def test_a_report_of_two_comparisons(command, tmp_path):
     assert "gem" in result.stdout
 
 
+def test_two_methods_seed_by_seed(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("avalanche_mgem.report.folder._figures", lambda runs: {})
+    saved(tmp_path / "done", [*many(["gem", "ewc"], 3), *many(["ewc"], 3, stream="other")])
+    result = command("report", "done", "--paired", "gem, ewc", "--no-tensorboard")
+    assert result.exit_code == 0, result.output
+    assert "paired: gem - ewc" in result.stdout
+    assert "p cannot be below 0.25" in " ".join(result.stdout.split())
+    assert (tmp_path / "mgem-report" / "permuted-digits" / "paired.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "known", "pair"),
+    [
+        ("a,b", {"a", "b"}, ["a", "b"]),
+        (" a , b ", {"a", "b"}, ["a", "b"]),
+        ("a [x=1, y=2],b", {"a [x=1, y=2]", "b"}, ["a [x=1, y=2]", "b"]),
+        ("a [x=[1,...],b [x=[2,...]", {"a [x=[1,...]", "b [x=[2,...]"}, None),
+        ("a,c", {"a", "b"}, ["a", "c"]),
+        ("a", {"a", "b"}, ["a"]),
+    ],
+)
+def test_names_with_commas_are_two_names(text, known, pair):
+    assert two_names(text, known) == (pair or sorted(known))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["nowhere"], "nowhere"),
         (["done", "--methods", "gme"], "gme"),
         (["done", "--streams", "permuted"], "permuted"),
+        (["done", "--paired", "gem,ewc"], "paired: unknown 'ewc'"),
         (["done", "--out", "done"], "out"),
     ],
 )

@@ -26,6 +26,8 @@ from avalanche_mgem.results.describe import describe
         ("epochs", 1.5),
         ("eval_batch_size", -1),
         ("memory", True),
+        ("eval_every", 0),
+        ("eval_every", 2.5),
     ],
 )
 def test_bad_training_is_refused_by_name(name, value):
@@ -63,6 +65,7 @@ def test_the_key_changes_with_whatever_decides_the_result():
         specification(gem, training=replace(base.training, epochs=2)),
         specification(gem, training=replace(base.training, memory=17)),
         specification(gem, training=replace(base.training, learning_rate=0.2)),
+        specification(gem, training=replace(base.training, eval_every=10)),
     ]
     keys = [base.key, *(other.key for other in others)]
     assert len(set(keys)) == len(keys)
@@ -76,6 +79,7 @@ def test_the_key_keeps_to_what_decides_the_result():
     base = specification(stream=stream())
     faster = replace(base.training, eval_batch_size=7)
     assert specification(stream=stream(), training=faster).key == base.key
+    assert "eval_every" not in base.description()["training"]
     assert specification(stream=stream(data_root="somewhere", download=False)).key == base.key
     assert specification(stream=stream(train_per_experience=5)).key != base.key
 

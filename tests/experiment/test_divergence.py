@@ -146,6 +146,44 @@ def test_joint_training_diverges_in_its_only_experience():
     assert np.isnan(result.accuracy).all()
 
 
+class NaNOutputs(nn.Linear):
+    """Whose outputs in evaluation are NaN for a while."""
+
+    for_now = False
+
+    def forward(self, x):
+        return super().forward(x) * (math.nan if self.for_now and not self.training else 1.0)
+
+
+def nan_outputs(strategy, value):
+    strategy.model.for_now = value
+
+
+@pytest.mark.parametrize("every", [None, 1])
+def test_a_run_ends_the_same_however_often_it_is_evaluated(every):
+    """Of what an evaluation in the middle of an experience shows, training knows nothing."""
+    training = replace(TRAINING, eval_every=every)
+
+    def strategy(plugins=(), **arguments):
+        begin = Spoils("before_training_exp", lambda s: nan_outputs(s, True), 1)
+        end = Spoils("after_training_exp", lambda s: nan_outputs(s, False), 1)
+        spoil = Spoils("after_training_exp", spoil_weight, 2)
+        return Naive(plugins=[begin, *plugins, end, spoil], **arguments)
+
+    given = specification(
+        Method("spoilt", strategy),
+        model=lambda shape, classes: NaNOutputs(*shape, classes),
+        training=training,
+    )
+    result = run(given)
+    assert result.diverged == 2
+    assert np.isfinite(result.accuracy[:2]).all()
+    if every is not None:
+        back = RunResult.from_json(result.to_json()).curve
+        assert back.accuracy.shape == (len(back.trained), 3)
+        assert set(back.trained) == {0, 1, 2}
+
+
 def test_the_loss_is_looked_at_within_an_experience(monkeypatch):
     """Not only at its end: of a long one, most is not trained for nothing."""
     monkeypatch.setattr("avalanche_mgem.experiment.divergence._PERIOD", 2)

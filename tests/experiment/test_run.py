@@ -15,8 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import parameter_vector, tiny_data
 from torch import nn
 
+from avalanche_mgem.evaluation import EvaluateEvery
 from avalanche_mgem.experiment import METHODS, find_method
-from avalanche_mgem.experiment.run import quiet_avalanche, run
+from avalanche_mgem.experiment.run import build_strategy, quiet_avalanche, run
 from avalanche_mgem.streams import permuted_stream
 
 # Avalanche's synaptic intelligence passes tensors to NumPy's functions.
@@ -172,6 +173,62 @@ def test_watching_does_not_change_the_run(name, model, stream, tmp_path):
     assert torch.equal(parameter_vector(made[0].model), alone)
 
 
+FAST = ("naive", "replay", "ewc", "lwf", "mgem-d", "migu-update", "hybrid", "joint")
+OTHERS = [pytest.param(n, marks=pytest.mark.slow) for n in IN_TURN if n not in FAST]
+
+
+@pytest.mark.parametrize("name", [*FAST, *OTHERS])
+def test_evaluating_within_the_experiences_does_not_change_the_run(name, monkeypatch):
+    runs, made = [], []
+
+    def spy(*given):
+        made.append(build_strategy(*given))
+        return made[-1]
+
+    monkeypatch.setattr("avalanche_mgem.experiment.run.build_strategy", spy)
+    for every in (None, 2):
+        training = replace(TRAINING, eval_every=every)
+        given = specification(name, stream=split, model=growing_model, seed=2, training=training)
+        runs.append(run(given))
+    plain, watched = runs
+    assert torch.equal(*(parameter_vector(strategy.model) for strategy in made))
+    np.testing.assert_array_equal(plain.accuracy, watched.accuracy)
+    np.testing.assert_array_equal(plain.masked, watched.masked)
+    assert untimed(plain.restriction) == untimed(watched.restriction)
+    assert plain.metrics == watched.metrics
+    assert plain.curve is None
+    assert len(watched.curve.iterations) > (1 if name == "joint" else 3)
+    ends = {t: i for i, t in zip(watched.curve.iterations, watched.curve.trained, strict=True)}
+    if name != "joint":
+        assert sorted(ends) == [1, 2, 3]
+        for score, value in plain.scores.items():
+            if score in ("min_acc", "wc_acc"):
+                assert watched.scores[score] <= value
+            else:
+                np.testing.assert_equal(watched.scores[score], value)
+
+
+def test_the_curve_of_every_task_is_in_tensorboard(tmp_path):
+    given = specification(training=replace(TRAINING, eval_every=2))
+    result = run(given, tensorboard=tmp_path)
+    events, curve = EventAccumulator(str(tmp_path)).Reload(), result.curve
+    for task in range(3):
+        points = events.Scalars(f"ACC_Exp/eval_phase/test_stream/Exp00{task}")
+        shown = {(point.step, round(point.value, 6)) for point in points}
+        kept = zip(curve.iterations, curve.accuracy[:, task], strict=True)
+        assert shown == {(at, round(value, 6)) for at, value in kept if np.isfinite(value)}
+    last = events.Scalars("WC_ACC/eval_phase/test_stream")[-1].value
+    assert last == pytest.approx(result.scores["wc_acc"], abs=1e-6)
+
+
+def test_the_time_of_evaluations_is_no_training_time(monkeypatch):
+    monkeypatch.setattr(
+        EvaluateEvery, "seconds", property(lambda _: 100.0, lambda *_: None), raising=False
+    )
+    result = run(specification(training=replace(TRAINING, eval_every=2)))
+    assert result.seconds < -90
+
+
 def test_heads_that_grow_are_shown_no_class_ahead_of_its_time():
     heads = []
 
@@ -236,5 +293,6 @@ def test_logs_hold_what_the_result_says(tmp_path):
         metric = f"Restriction_{name}/train_phase/train_stream"
         assert len(events.Scalars(metric)) == 2
         assert metric in last
+    assert not any(name.startswith("ACC_Exp") for name in last)
     assert result.configuration["settings"]["patterns_per_experience"] == TRAINING.memory
     assert result.seconds > 0

@@ -32,6 +32,8 @@ _WIDTHS = kind((3,), [4, 5], [np.int64(3)], may="")
 _SETTINGS = "{}|{'x': 'y'}|{'x': [None]}|{0: 1}|{None: None}"
 _RUN = experiment.RunResult("naive", "tiny", 0, np.eye(2), np.zeros(2), 1.0)
 _RUNS = kind([_RUN], (_RUN,))
+_TWO_METHODS = kind([_RUN, replace(_RUN, method="gem")], (_RUN, replace(_RUN, method="gem")))
+_TWO_NAMES = (("naive", "gem"), ["gem", "naive"])
 _METHODS = kind(
     [experiment.METHODS["naive"]],
     (experiment.METHODS["gem"],),
@@ -101,6 +103,7 @@ EXPERIMENT = {
             "weight_decay": NOT_NEGATIVE,
             "length_buckets": optional(COUNT),
             "validation": kind(0.0, 0.25, may="0|0.0|-0.0|0.5|1e-320|Fraction|np.float32"),
+            "eval_every": optional(COUNT),
         },
     ),
     "Method": Target(
@@ -178,6 +181,15 @@ PLOTS = {
 }
 REPORT = {
     "write_report": Target(
-        experiment.write_report, {"results": _RUNS, "out": PATH, "tensorboard": FLAG}
+        experiment.write_report,
+        {
+            "results": _TWO_METHODS,
+            "out": PATH,
+            "tensorboard": FLAG,
+            "paired": kind(None, *_TWO_NAMES, may="None"),
+        },
+    ),
+    "paired_comparisons": Target(
+        experiment.paired_comparisons, {"results": _TWO_METHODS, "paired": kind(*_TWO_NAMES)}
     ),
 }

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from fuzz_values import REAL, WHOLE, Fresh, Target, kind
+from tiny import class_stream
 from torch import nn
 
 import avalanche_mgem.evaluation as evaluation
@@ -272,6 +273,7 @@ _FLAGS = {
 }
 _COUNTED = {
     "heat_map": FLAG,
+    "curve": FLAG,
     "ignore_index": kind(-100, 255, None, may=f"None|{WHOLE}"),
     "class_dim": kind(1, -1, None, may="None|1|-1"),
 }
@@ -286,6 +288,13 @@ EVALUATION = {
         for name in ("AccuracyMatrix", "accuracy_matrix_metrics")
     },
     "ScalarCSVLogger": Target(evaluation.ScalarCSVLogger, {"path": PATH}),
+    "EvaluateEvery": Target(
+        evaluation.EvaluateEvery,
+        {
+            "iterations": COUNT,
+            "stream": kind(class_stream().test_stream, [class_stream().test_stream[0]]),
+        },
+    ),
     **{
         name: Target(getattr(evaluation, name), {"accuracy": _MATRIX})
         for name in (

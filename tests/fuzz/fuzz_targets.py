@@ -42,6 +42,8 @@ NOT_TRIED = {
     "Outcome": _RECORD,
     "Projection": _RECORD,
     "RunResult": _RECORD,
+    "PairedComparison": _RECORD,
+    "AccuracyCurve": _RECORD,
     "Simulation": _RECORD,
     "HubTask": "a row of a table; read_hub_task tells of what is wrong in it",
     "TextSample": "a named tuple; TextTask looks at its samples",

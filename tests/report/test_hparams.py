@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from made_results import configuration, joint, made
+from made_results import configuration, held_out, joint, made
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
@@ -66,6 +66,14 @@ def test_what_was_not_measured_is_no_number(tmp_path):
     write_hparams([joint()], tmp_path)
     log = read(tmp_path / "permuted-digits" / "joint" / "seed0")
     assert log.Tags()["scalars"] == ["score/ACC"]
+
+
+def test_scores_on_validation_data_are_beside_the_others(tmp_path):
+    write_hparams([made(validation=held_out())], tmp_path)
+    log = read(tmp_path / "permuted-digits" / "gem" / "seed0")
+    scores = [f"{group}/{name}" for group in ("score", "validation") for name in ("ACC", "BWT")]
+    assert set(scores) <= set(log.Tags()["scalars"])
+    assert log.Scalars("validation/ACC")[0].value == 0.5
 
 
 def test_a_run_that_diverged_says_so_and_has_no_scores(tmp_path):

@@ -1,14 +1,16 @@
 """A report holds everything, and only ever replaces a report."""
 
+from dataclasses import replace
+
 import pytest
-from made_results import joint, made, many, saved
+from made_results import curve, held_out, joint, made, many, saved
 
 from avalanche_mgem.report.figures import canvas
 from avalanche_mgem.report.figures.accuracy import FIGURES
 from avalanche_mgem.report.folder import write_report
 from avalanche_mgem.report.latex import latex_table
 from avalanche_mgem.report.markdown import markdown_table
-from avalanche_mgem.results.summary import FURTHER
+from avalanche_mgem.results.summary import FURTHER, on_validation
 
 PICTURES = ["accuracy", "tradeoff", "forgetting", "heatmaps"]
 TABLES = ["table.md", "table.tex", "scores.md", "scores.tex", "results.csv", "accuracy.csv"]
@@ -47,6 +49,25 @@ def test_one_stream_lies_in_the_folder_itself(tmp_path):
     for name in PICTURES:
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (out / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.usefixtures("plain_pictures")
+def test_runs_evaluated_within_their_experiences_have_one_picture_more(tmp_path):
+    run = made()
+    write_report([replace(run, curve=curve(run.accuracy)), made("ewc")], tmp_path)
+    assert {"stability.png", "stability.pdf"} <= names(tmp_path)
+    write_report([run], tmp_path, tensorboard=False)
+    assert names(tmp_path) == all_names() | {MARK}
+
+
+def test_scores_on_validation_data_have_a_table_in_latex(tmp_path, monkeypatch):
+    monkeypatch.setattr("avalanche_mgem.report.folder._figures", lambda runs: {})
+    runs = [made(stream="x", validation=held_out()), made(stream="y")]
+    write_report(runs, tmp_path, tensorboard=False)
+    assert (tmp_path / "x" / "validation.tex").read_text() == latex_table(on_validation(runs))
+    assert not (tmp_path / "y" / "validation.tex").exists()
+    write_report(runs[1:], tmp_path, tensorboard=False)
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.usefixtures("plain_pictures")

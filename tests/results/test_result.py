@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from made_results import curve as curve_of
+from made_results import held_out, made
 
 from avalanche_mgem.evaluation import (
+    AccuracyCurve,
     average_accuracy,
     backward_transfer,
     forgetting,
@@ -19,6 +22,20 @@ from avalanche_mgem.evaluation import (
 from avalanche_mgem.experiment import RunResult
 
 accuracy = st.floats(0, 1) | st.just(math.nan)
+
+
+def curves(size):
+    point = st.tuples(st.integers(0), st.integers(0, size))
+    return st.lists(point, min_size=1, max_size=4).flatmap(
+        lambda points: st.builds(
+            AccuracyCurve,
+            st.just([iteration for iteration, _ in points]),
+            st.just([trained for _, trained in points]),
+            arrays(np.float64, (len(points), size), elements=accuracy),
+        )
+    )
+
+
 results = st.integers(1, 5).flatmap(
     lambda size: st.builds(
         RunResult,
@@ -34,6 +51,7 @@ results = st.integers(1, 5).flatmap(
         metrics=st.dictionaries(st.text(), st.floats(-1, 1)),
         diverged=st.none() | st.integers(0, 5),
         masked=st.none() | arrays(np.float64, (size, size), elements=accuracy),
+        curve=st.none() | curves(size),
     )
 )
 
@@ -47,6 +65,11 @@ def test_json_gives_back_every_bit(result):
     np.testing.assert_array_equal(back.accuracy, result.accuracy)
     np.testing.assert_array_equal(back.baseline, result.baseline)
     np.testing.assert_equal(back.masked, result.masked)
+    assert (back.curve is None) == (result.curve is None)
+    if result.curve is not None:
+        assert back.curve.iterations == result.curve.iterations
+        assert back.curve.trained == result.curve.trained
+        np.testing.assert_array_equal(back.curve.accuracy, result.curve.accuracy)
     told = ("method", "stream", "seed", "seconds", "restriction", "configuration", "versions")
     for name in (*told, "metrics", "diverged"):
         assert getattr(back, name) == getattr(result, name)
@@ -56,7 +79,8 @@ def test_json_gives_back_every_bit(result):
 @given(results)
 def test_runs_of_earlier_versions_are_read(result):
     values = json.loads(result.to_json())
-    del values["metrics"], values["masked"], values["diverged"]
+    for name in ("metrics", "masked", "diverged", "validation", "curve"):
+        values.pop(name, None)
     back = RunResult.from_json(json.dumps(values))
     assert back.metrics == {}
     assert back.masked is None
@@ -64,7 +88,7 @@ def test_runs_of_earlier_versions_are_read(result):
     del values["configuration"]
     told = replace(result, diverged=None).scores
     for name, score in RunResult.from_json(json.dumps(values)).scores.items():
-        if name != "acc_task_il":
+        if name not in ("acc_task_il", "min_acc", "wc_acc"):  # which need more than R
             np.testing.assert_equal(score, told[name])
 
 
@@ -96,3 +120,26 @@ def test_scores_are_those_of_the_matrix():
     assert scores["acc_task_il"] == pytest.approx(0.95)
     assert scores["la"] == learning_accuracy(R)
     assert scores["fwt"] == pytest.approx((0.1 + 0.0) / 2)
+
+
+def test_the_lowest_accuracies_are_also_those_within_the_experiences():
+    run = made(size=3)
+    curve = curve_of(run.accuracy)
+    scores = RunResult("m", "s", 0, run.accuracy, run.baseline, 1.0, curve=curve).scores
+    R = run.accuracy
+    lowest = [min(R[1, 0], R[2, 0]) - 0.2, R[2, 1] - 0.2]
+    np.testing.assert_allclose(curve.lowest, [*lowest, math.nan])
+    assert scores["min_acc"] == pytest.approx(np.mean(lowest))
+    assert scores["wc_acc"] == pytest.approx(np.mean([*lowest, R[2, 2]]))
+    assert scores["acc"] == run.scores["acc"]
+
+
+def test_the_lowest_on_validation_data_are_over_its_own_r():
+    run = made(size=3, validation=held_out(3))
+    watched = replace(run, curve=curve_of(run.accuracy)).on_validation
+    assert watched.curve is None
+    assert watched.scores["min_acc"] == watched.scores["wc_acc"] == 0.5
+
+
+def test_a_run_without_a_curve_is_written_as_ever():
+    assert "curve" not in json.loads(made().to_json())
