@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import cast
 
 import torch
 from avalanche.training.templates.problem_type.supervised_problem import SupervisedProblem
@@ -13,22 +14,29 @@ from avalanche_mgem.bridge.distributed import inner_model, is_wrapped
 from avalanche_mgem.bridge.fields import Batch, OneByOne, samples_of, to_device
 from avalanche_mgem.bridge.forward import acts_around_forward, loss_of_minibatch
 from avalanche_mgem.bridge.strategy import Strategy
-from avalanche_mgem.model.gradients import add_to_row, into_row, positions
+from avalanche_mgem.model.gradients import add_to_row, into_row
 from avalanche_mgem.model.grouped import NotGroupedError, recorded_linears, write_grouped_gradients
 from avalanche_mgem.model.lazy import is_lazy
 
 
-def batch_loss(strategy: Strategy, batch: Batch) -> Tensor:
+def batch_loss(strategy: Strategy, batch: Batch, *, half: bool = False) -> Tensor:
     """Return the strategy's loss on `batch`; its own minibatch and output are put back.
 
     The model stays in the mode it is in. What other plugins add to the loss is no part of it.
 
+    half: by torch's autocast, in bfloat16.
+
     Raises:
         ValueError: what `loss_of_minibatch` raises.
     """
-    with inner_model(strategy), swapped_minibatch(strategy, batch):
+    with inner_model(strategy), swapped_minibatch(strategy, batch), in_bf16(strategy, half):
         strategy._unpack_minibatch()
         return loss_of_minibatch(strategy)
+
+
+def in_bf16(strategy: Strategy, half: bool) -> AbstractContextManager[object]:
+    """What runs inside is in bfloat16 where torch's autocast has it so; unless half is False."""
+    return torch.autocast(strategy.device.type, torch.bfloat16) if half else nullcontext()
 
 
 def write_batch_gradient(
@@ -42,45 +50,64 @@ def write_batch_gradient(
     In several processes it is this one's gradient: DistributedDataParallel neither averages it nor
     learns of it. Reentrant activation checkpointing is refused there, by torch.
     """
+    with own_gradients(strategy.model):
+        add_batch_gradient(strategy, batch, parameters, row.zero_())
+
+
+def add_batch_gradient(
+    strategy: Strategy,
+    batch: Batch,
+    parameters: Sequence[nn.Parameter],
+    row: Tensor,
+    *,
+    half: bool = False,
+) -> None:
+    """Write the gradient into row [P], which holds zeros; within `own_gradients`.
+
+    Else as `write_batch_gradient`; several in turn are sooner so. half: as of `batch_loss`.
+    """
     if is_wrapped(strategy.model):
-        _write_without_hooks(strategy, batch, parameters, row)
+        _write_without_hooks(strategy, batch, parameters, row, half)
         return
-    row.zero_()
+    parts = torch.split_with_sizes(row, [parameter.numel() for parameter in parameters])
     # By backward and not by autograd.grad, which reentrant activation checkpointing refuses.
-    with torch.enable_grad(), _own_gradients(strategy.model):
-        for parameter, columns in zip(parameters, positions(parameters), strict=True):
-            if (parameter.dtype, parameter.device) == (row.dtype, row.device):
-                parameter.grad = row[columns].view_as(parameter)
-        for loss in _losses(strategy, batch):
+    with torch.enable_grad():
+        for parameter, part in zip(parameters, parts, strict=True):
+            fits = parameter.dtype == row.dtype and parameter.device == row.device
+            parameter.grad = part.view_as(parameter) if fits else None
+        for loss in _losses(strategy, batch, half):
             loss.backward()  # type: ignore[no-untyped-call]
         into_row(row, [parameter.grad for parameter in parameters], parameters)
 
 
 def _write_without_hooks(
-    strategy: Strategy, batch: Batch, parameters: Sequence[nn.Parameter], row: Tensor
+    strategy: Strategy,
+    batch: Batch,
+    parameters: Sequence[nn.Parameter],
+    row: Tensor,
+    half: bool,
 ) -> None:
     # Any backward pass runs the wrapper's hooks on the parameters, by which it knows what the next
     # step uses: heads of other tasks would get a gradient of zeros, and decay.
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    row.zero_()
     with torch.enable_grad():
-        for loss in _losses(strategy, batch):
+        for loss in _losses(strategy, batch, half):
             gradients = iter(torch.autograd.grad(loss, trained, allow_unused=True))
             own = [next(gradients) if p.requires_grad else None for p in parameters]
             add_to_row(row, own, parameters)
 
 
-def _losses(strategy: Strategy, batch: Batch) -> Iterator[Tensor]:
+def _losses(strategy: Strategy, batch: Batch, half: bool) -> Iterator[Tensor]:
     """Yield the losses whose sum is that on `batch`: one, or one for each sample."""
     if not isinstance(batch, OneByOne):
-        yield batch_loss(strategy, batch)
+        yield batch_loss(strategy, batch, half=half)
         return
     for sample in batch:
-        yield batch_loss(strategy, sample) / len(batch)
+        yield batch_loss(strategy, sample, half=half) / len(batch)
 
 
 @contextmanager
-def _own_gradients(model: nn.Module) -> Iterator[None]:
+def own_gradients(model: nn.Module) -> Iterator[None]:
     """Begin with no gradients, and put those that were there back on the way out."""
     saved = [(parameter, parameter.grad) for parameter in model.parameters()]
     for parameter, _ in saved:
@@ -98,11 +125,14 @@ def write_grouped_batch_gradients(
     samples: int,
     parameters: Sequence[nn.Parameter],
     rows: Tensor,
+    *,
+    half: bool = False,
 ) -> None:
     """Write the gradients of G groups of n samples into rows [G, P] by one pass.
 
-    batch: the samples of all groups, group after group; samples: G * n. The .grad of parameters is
-    not touched.
+    batch: the samples of all groups, group after group; samples: G * n. half: as of `batch_loss`;
+    the products that make the rows are then in bfloat16 too, as autocast has them. The .grad of
+    parameters is not touched.
 
     Raises:
         NotGroupedError: the model uses its layers in another way than sample by sample, or the
@@ -112,10 +142,10 @@ def write_grouped_batch_gradients(
         raise NotGroupedError(f"{type(strategy).__name__} acts before or after the forward pass")
     with torch.enable_grad(), inner_model(strategy), swapped_minibatch(strategy, batch):
         strategy._unpack_minibatch()
-        with recorded_linears(strategy.model) as calls:
+        with recorded_linears(strategy.model) as calls, in_bf16(strategy, half):
             strategy.mb_output = strategy.forward()
-        loss = _sum_of_losses(strategy, samples, len(rows))
-        write_grouped_gradients(calls, loss, samples, parameters, rows)
+            loss = _sum_of_losses(strategy, samples, len(rows))
+        write_grouped_gradients(calls, loss, samples, parameters, rows, half=half)
 
 
 def _sum_of_losses(strategy: Strategy, samples: int, groups: int) -> Tensor:
@@ -123,11 +153,10 @@ def _sum_of_losses(strategy: Strategy, samples: int, groups: int) -> Tensor:
     if not isinstance(strategy.mb_output, Tensor) or len(strategy.mb_output) != samples:
         raise NotGroupedError("the model's output is no tensor with a row for each sample")
     criterion = getattr(strategy, "_criterion", None)
-    if type(strategy).criterion is SupervisedProblem.criterion and _is_plain_mean(
-        criterion, strategy.mb_y
-    ):
-        mean: Tensor = strategy.criterion()
-        return mean * groups  # the groups are of one size
+    if type(strategy).criterion is SupervisedProblem.criterion:
+        loss = _sum_of_means(criterion, strategy.mb_output, strategy.mb_y, groups)
+        if loss is not None:
+            return loss
     batch, outputs = strategy.mbatch, strategy.mb_output
     size, losses = samples // groups, []
     for start in range(0, samples, size):
@@ -138,12 +167,30 @@ def _sum_of_losses(strategy: Strategy, samples: int, groups: int) -> Tensor:
     return torch.stack(losses).sum()
 
 
-def _is_plain_mean(criterion: object, labels: Tensor) -> bool:
-    """Whether a loss is the mean of its samples' losses, none of them weighted or left out."""
+def _sum_of_means(criterion: object, outputs: Tensor, labels: Tensor, groups: int) -> Tensor | None:
+    """The sum of the groups' losses, where each is the mean of its samples'; None: it is not.
+
+    The groups are of one size. A mean is over the samples that no `ignore_index` leaves out; on an
+    accelerator they are counted there, as to look for them would be to wait.
+    """
     if type(criterion) is not nn.CrossEntropyLoss:
-        return False
-    plain = criterion.reduction == "mean" and criterion.weight is None
-    return plain and not bool((labels == criterion.ignore_index).any())
+        return None
+    if criterion.reduction != "mean" or criterion.weight is not None:
+        return None
+    if labels.device.type == "cpu":
+        ignores = bool((labels == criterion.ignore_index).any())
+        return None if ignores else cast(Tensor, criterion(outputs, labels)) * groups
+    if labels.ndim != 1 or outputs.ndim != 2 or labels.is_floating_point():
+        return None
+    losses = nn.functional.cross_entropy(
+        outputs,
+        labels,
+        reduction="none",
+        ignore_index=criterion.ignore_index,
+        label_smoothing=criterion.label_smoothing,
+    )
+    counted = (labels != criterion.ignore_index).view(groups, -1).sum(1)
+    return (losses.view(groups, -1).sum(1) / counted).sum()
 
 
 @contextmanager

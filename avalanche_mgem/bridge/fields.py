@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 Batch = Any  # a tensor, or a list, tuple or mapping of batches
+MemoryFormat = Literal["preserve", "channels_last"]
 
 
 class OneByOne(list[Batch]):
@@ -24,6 +25,20 @@ def to_device(batch: Batch, device: torch.device | None) -> Batch:
         return batch if device is None else batch.to(device)
     if isinstance(batch, Mapping | list | tuple):
         return _field_by_field([batch], lambda fields: to_device(fields[0], device))
+    return batch
+
+
+def in_format(batch: Batch, memory_format: MemoryFormat) -> Batch:
+    """Return the batch with its images, tensors [N, C, H, W] of floats, in a layout of memory."""
+    if memory_format == "preserve":
+        return batch
+    if isinstance(batch, Tensor):
+        images = batch.ndim == 4 and batch.is_floating_point() and batch.layout == torch.strided
+        return batch.contiguous(memory_format=torch.channels_last) if images else batch
+    if isinstance(batch, OneByOne):
+        return OneByOne(in_format(sample, memory_format) for sample in batch)
+    if isinstance(batch, Mapping | list | tuple):
+        return _field_by_field([batch], lambda fields: in_format(fields[0], memory_format))
     return batch
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -14,15 +15,31 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     An accelerator is waited for once. The root of the sum of squares is taken first, which is one
     pass and no new tensor; where that overflows, each number is looked at.
     """
+    values = [_values(tensor) for tensor in tensors]
+    if not values or math.isfinite(size_of(values).item()):
+        return True
+    return all(map(is_finite, values))
+
+
+def size_of(tensors: Iterable[Tensor]) -> Tensor:
+    """Return a number in float64 that is finite only if all numbers are; on the first's device.
+
+    It may be infinite where they are finite but large. Nothing is waited for.
+    """
     kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
         kinds.setdefault((tensor.device, tensor.dtype), []).append(_values(tensor))
-    if not kinds:
-        return True
-    flags = [torch.stack(torch._foreach_norm(same)).isfinite().all() for same in kinds.values()]
-    if bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all()):
-        return True
-    return all(is_finite(tensor) for same in kinds.values() for tensor in same)
+    sizes = [_sum_of_norms(same) for same in kinds.values()]
+    if len(sizes) == 1:
+        return sizes[0]
+    return torch.stack([size.to(sizes[0].device) for size in sizes]).sum()
+
+
+def _sum_of_norms(same: list[Tensor]) -> Tensor:
+    """Of tensors of one device and dtype."""
+    if len(same) == 1 and same[0].ndim == 0:
+        return same[0].double()
+    return torch.stack(torch._foreach_norm(same)).sum(dtype=torch.float64)
 
 
 def row_reason(rows: Tensor, parameters: Mapping[str, slice], groups: Sequence[int]) -> str | None:

@@ -26,11 +26,12 @@ class GeneralizationProbe:
         seed: of dropout in its forward passes.
     """
 
+    measures = False  # at this iteration
+
     def __init__(self, every: int | None, seed: int) -> None:
         self._every = every
         self._random = RandomStream(seed)
         self._tasks: list[int] = []  # those whose held-out rows are in the matrix
-        self._measures = False  # at this iteration
 
     @property
     def rows_a_task(self) -> int:
@@ -42,7 +43,7 @@ class GeneralizationProbe:
 
         Their rows are there at every iteration, so that measuring now and then moves no others.
         """
-        self._measures = self._every is not None and iteration % self._every == 0
+        self.measures = self._every is not None and iteration % self._every == 0
         held_out = {} if self._every is None else dict(enumerate(memory.held_out_groups()))
         found = {task: group for task, group in held_out.items() if group is not None}
         self._tasks = list(found)
@@ -59,7 +60,7 @@ class GeneralizationProbe:
 
         Nothing of the run changes by it. Return whether they were written.
         """
-        if not self._measures:
+        if not self.measures:
             return False
         device = parameters[0].device
         with restored_running_statistics(strategy.model), self._random.active(device):
@@ -75,7 +76,7 @@ class GeneralizationProbe:
         vector: z [P]. rows: [K + number of held-out groups, P]. still: positions that do not move
         and do not count.
         """
-        if not self._measures:
+        if not self.measures:
             return {}
         held_out = dict(zip(self._tasks, rows[len(rows) - len(self._tasks) :], strict=True))
         gaps, start = {}, 0

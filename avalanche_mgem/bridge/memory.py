@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from avalanche_mgem.arguments import one_of, positive_int, torch_device
 from avalanche_mgem.bridge.classes import class_targets
 from avalanche_mgem.bridge.collation import Collate, Transform, collate_of
-from avalanche_mgem.bridge.fields import Batch, own_storage, to_device
+from avalanche_mgem.bridge.fields import (
+    Batch,
+    MemoryFormat,
+    in_format,
+    own_storage,
+    to_device,
+)
 from avalanche_mgem.bridge.pool import Pool
 from avalanche_mgem.model.distributed import first_of_all
 from avalanche_mgem.model.randomness import RandomStream, preserved_random_state
@@ -64,6 +70,7 @@ class EpisodicMemory:
             that no augmentation is stored, or "train", of which one outcome is kept for each
             sample (with "ring", of each reading), drawn from the memory's own random numbers.
         device: where the batches are kept; None: where the collate function leaves them.
+        memory_format: the layout of batches of images: "preserve" or "channels_last".
         held_out: keep as many further samples of each task, disjoint from the memory, to measure
             with; they change nothing about what the memory holds. Not for the ring.
         seed: of the selection, the split and augmentation.
@@ -71,6 +78,8 @@ class EpisodicMemory:
     Raises:
         ValueError: an argument out of range, or more groups than patterns.
     """
+
+    memory_format: MemoryFormat = "preserve"  # of checkpoints that are older
 
     def __init__(
         self,
@@ -81,6 +90,7 @@ class EpisodicMemory:
         selection: Selection = "random",
         transform: Transform = "eval",
         device: torch.device | str | None = None,
+        memory_format: MemoryFormat = "preserve",
         held_out: bool = False,
         seed: int | np.random.SeedSequence = 0,
     ) -> None:
@@ -97,6 +107,9 @@ class EpisodicMemory:
         self.selection = one_of("memory_selection", selection, ("random", "class-balanced", "ring"))
         self.transform = cast(Transform, one_of("memory_transform", transform, ("eval", "train")))
         self.device = None if device is None else torch_device("memory_device", device)
+        self.memory_format = cast(
+            MemoryFormat, one_of("memory_format", memory_format, ("preserve", "channels_last"))
+        )
         if held_out and self.selection == "ring":
             raise ValueError("held_out needs memory_selection 'random' or 'class-balanced'")
         sequence = np.random.SeedSequence(seed) if isinstance(seed, int) else seed
@@ -199,7 +212,8 @@ class EpisodicMemory:
         return self._open_groups
 
     def _groups_of(self, parts: list[NDArray[np.int64]]) -> list[MemoryGroup]:
-        batches = [to_device(batch, self.device) for batch in self._open.batches(parts)]
+        moved = (to_device(batch, self.device) for batch in self._open.batches(parts))
+        batches = [in_format(batch, self.memory_format) for batch in moved]
         sized = zip(batches, parts, strict=True)
         return [MemoryGroup(batch, 1.0 / len(parts), len(part)) for batch, part in sized]
 

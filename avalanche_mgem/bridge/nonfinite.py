@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container, Iterable
 from typing import Any, Literal
 
 import torch
@@ -131,6 +131,8 @@ class StepGuard:
         self._undo: OptimizerSnapshot | None = None
         self._losses: list[Tensor] = []
         self._without: list[nn.Parameter] = []  # a gradient, because they lost theirs
+        self._seen: _Seen | None = None
+        self._stepped: list[nn.Parameter] = []
 
     def open(self, strategy: Strategy) -> None:
         """Begin a step, unless one has begun that is not over."""
@@ -175,12 +177,41 @@ class StepGuard:
             require_in_step(strategy.model)
             self._in_step = True
         if not self._skips:
+            if self._is_as_seen(strategy):
+                return True
             gradients = [] if _left_to_others(strategy) else _gradients(strategy)
             if _on_all_ranks(all_finite([*self._losses, *gradients]), strategy):
                 return True
             self._refuse(strategy, self._reason(strategy) or "another process has NaN or Inf")
         self._leave_out(strategy)
         return False
+
+    def _is_as_seen(self, strategy: Strategy) -> bool:
+        seen = self._seen
+        return seen is not None and seen.is_still(*self._present(stepped_parameters(strategy)))
+
+    def outside(self, strategy: Strategy, covered: Container[int]) -> list[Tensor] | None:
+        """Return what must be finite of losses and gradients; None: `allows` must be asked.
+
+        For who looks at gradients himself, and may as well look at the rest at the same time. Where
+        all of it is finite he says so by `saw`, otherwise he asks `allows`.
+
+        covered: the parameters whose gradients he looks at, by their ids.
+        """
+        if self._skips or n_processes() > 1:
+            return None
+        self._stepped = list(stepped_parameters(strategy))
+        stepped = [] if _left_to_others(strategy) else self._stepped
+        others = [p.grad for p in stepped if p.grad is not None and id(p) not in covered]
+        return [*self._losses, *others]
+
+    def saw(self) -> None:
+        """Say that what `outside` is of is finite, so that no one looks until it changes."""
+        self._seen = _Seen(*self._present(self._stepped))
+
+    def _present(self, stepped: Iterable[nn.Parameter]) -> tuple[int, list[tuple[Tensor, int]]]:
+        gradients = (p.grad for p in stepped)
+        return len(self._losses), [(g, g._version) for g in gradients if g is not None]
 
     def _check(self, strategy: Strategy, loss: Any) -> bool:
         """Look at gradients that the step has made, and at the loss of its closure."""
@@ -272,6 +303,20 @@ class StepGuard:
     def _loss_reason(self) -> str | None:
         bad = (loss for loss in self._losses if not is_finite(loss))
         return next((f"the loss is NaN or Inf, got {float(loss.sum())}" for loss in bad), None)
+
+
+class _Seen:
+    """Losses and gradients as they were at one time."""
+
+    def __init__(self, losses: int, gradients: list[tuple[Tensor, int]]) -> None:
+        self._losses, self._gradients = losses, gradients
+
+    def is_still(self, losses: int, gradients: list[tuple[Tensor, int]]) -> bool:
+        """Whether these are the same, and nothing was written to them."""
+        if losses != self._losses or len(gradients) != len(self._gradients):
+            return False
+        pairs = zip(gradients, self._gradients, strict=True)
+        return all(a is b and version == known for (a, version), (b, known) in pairs)
 
 
 class GuardsSteps:

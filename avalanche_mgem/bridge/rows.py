@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -17,21 +17,25 @@ from torch import Tensor, nn
 
 from avalanche_mgem.arguments import one_of, positive_int
 from avalanche_mgem.bridge.batches import (
+    add_batch_gradient,
+    own_gradients,
     restored_running_statistics,
     write_batch_gradient,
     write_grouped_batch_gradients,
 )
 from avalanche_mgem.bridge.chunks import Chunks
 from avalanche_mgem.bridge.distributed import average_rows, is_same_memory, own_part
-from avalanche_mgem.bridge.fields import Batch, samples_of
+from avalanche_mgem.bridge.fields import Batch, MemoryFormat, in_format, samples_of
 from avalanche_mgem.bridge.memory import MemoryGroup
 from avalanche_mgem.bridge.strategy import Strategy
+from avalanche_mgem.model.bf16 import warn_of_slow_bf16
 from avalanche_mgem.model.distributed import first_of_all
 from avalanche_mgem.model.grouped import NotGroupedError, why_not_grouped
-from avalanche_mgem.model.randomness import RandomStream, fingerprint
+from avalanche_mgem.model.randomness import RandomStream, fingerprint, unmoved_torch_states
 
 _LOG = logging.getLogger(__name__)
 
+MemoryPrecision = Literal["float32", "bf16"]
 Passes = Literal["auto", "loop", "grouped"]
 BatchNorm = Literal["update", "restore"]
 
@@ -58,11 +62,18 @@ class MemoryRows:
         batch_size: None, or how many samples of each group to draw for a pass.
         refresh_every: iterations that the rows are used for.
         batchnorm: what becomes of running statistics.
+        precision: "bf16": forward and backward passes by torch's autocast, in bfloat16. The rows
+            are float32 all the same.
+        memory_format: "channels_last": batches of images are in that layout.
         seed: of what the forward passes draw, and of the samples drawn.
 
     Raises:
         ValueError: an argument out of range.
     """
+
+    # Of checkpoints that are older.
+    precision: MemoryPrecision = "float32"
+    memory_format: MemoryFormat = "preserve"
 
     def __init__(
         self,
@@ -71,6 +82,8 @@ class MemoryRows:
         batch_size: int | None,
         refresh_every: int,
         batchnorm: BatchNorm,
+        precision: MemoryPrecision = "float32",
+        memory_format: MemoryFormat = "preserve",
         seed: int,
     ) -> None:
         self.passes = one_of("memory_passes", passes, ("auto", "loop", "grouped"))
@@ -79,16 +92,24 @@ class MemoryRows:
         self.batch_size = batch_size
         self.refresh_every = positive_int("refresh_every", refresh_every)
         self.batchnorm = one_of("memory_batchnorm", batchnorm, ("update", "restore"))
+        one_of("memory_precision", precision, ("float32", "bf16"))
+        one_of("memory_format", memory_format, ("preserve", "channels_last"))
+        self.precision, self.memory_format = precision, memory_format
         self._random = RandomStream(seed)
         self._draws = np.random.default_rng([seed, 1])
         self._chunks = Chunks()
         self._looked_at: object = None  # the model and the like that the next two are of
-        self._grouped = self._draws_nothing = False
+        self._grouped = False
+        self._draws_nothing: bool | None = None  # but by dropout; None: not known yet
         self.start_experience()
 
     def draws_from(self, size: int) -> bool:
         """Whether samples are drawn from groups of so many."""
         return self.batch_size is not None and self.batch_size < size
+
+    @property
+    def _half(self) -> bool:
+        return self.precision == "bf16"
 
     def start_experience(self) -> None:
         """Compute the rows anew; look at the model anew if it has changed."""
@@ -124,8 +145,10 @@ class MemoryRows:
             self._draws = first_of_all(self._draws)
         restore = self.batchnorm == "restore"
         statistics = restored_running_statistics(strategy.model) if restore else nullcontext()
+        if self._looked_at is None and self._half:
+            warn_of_slow_bf16("memory_precision='bf16'", strategy.device)
         self._look_at(strategy, groups, parameters, rows)
-        with statistics, self._own_random_numbers(strategy.model, parameters[0].device):
+        with statistics, self._random_numbers(strategy.model, parameters[0].device):
             samples = self._fill_grouped(strategy, groups, parameters, rows)
             if samples is None:
                 samples = self._fill_one_by_one(strategy, groups, parameters, rows)
@@ -133,12 +156,23 @@ class MemoryRows:
         self._written = source
         return True
 
-    def _own_random_numbers(
-        self, model: nn.Module, device: torch.device
-    ) -> AbstractContextManager[None]:
-        """For the forward passes, unless they were seen to draw none."""
-        quiet = self._draws_nothing and not any(_active_dropout(model))
-        return nullcontext() if quiet else self._random.active(device)
+    @contextmanager
+    def _random_numbers(self, model: nn.Module, device: torch.device) -> Iterator[None]:
+        """Let the forward passes draw from random states of our own, if they draw at all.
+
+        Whether they do is seen at the first of them. Later on a look at torch's states is enough,
+        which takes a fraction of the time.
+        """
+        if self._draws_nothing and not any(_active_dropout(model)):
+            with unmoved_torch_states(device) as moved:
+                yield
+            self._draws_nothing = not moved
+            return
+        with self._random.active(device):
+            before = fingerprint(device) if self._draws_nothing is None else b""
+            yield
+            if self._draws_nothing is None:
+                self._draws_nothing = fingerprint(device) == before
 
     def _fill_one_by_one(
         self,
@@ -149,11 +183,12 @@ class MemoryRows:
     ) -> list[int]:
         """Fill the rows; return of how many samples each is."""
         samples = []
-        for group, row in zip(groups, rows, strict=True):
-            batch, size = self._drawn(group.batch, 1, group.size)
-            with _explained_batch_norm():
-                write_batch_gradient(strategy, batch, parameters, row)
-            samples.append(size)
+        rows.zero_()
+        with own_gradients(strategy.model), _explained_batch_norm():
+            for group, row in zip(groups, rows, strict=True):
+                batch, size = self._drawn(group.batch, 1, group.size)
+                add_batch_gradient(strategy, batch, parameters, row, half=self._half)
+                samples.append(size)
         return samples
 
     def _fill_grouped(
@@ -171,7 +206,9 @@ class MemoryRows:
             for chunk in self._chunks.of(groups, strategy.model, self.batch_size):
                 batch, size = self._drawn(chunk.batch, chunk.groups, chunk.size)
                 samples, own = chunk.groups * size, rows[chunk.rows]
-                write_grouped_batch_gradients(strategy, batch, samples, parameters, own)
+                write_grouped_batch_gradients(
+                    strategy, batch, samples, parameters, own, half=self._half
+                )
                 sizes += [size] * chunk.groups
         except NotGroupedError as error:
             self._refuse(error)
@@ -189,7 +226,7 @@ class MemoryRows:
         looked_at = (modules, id(strategy), min(len(groups), 2))
         if self._looked_at == looked_at:
             return
-        self._looked_at, self._grouped, self._draws_nothing = looked_at, False, False
+        self._looked_at, self._grouped, self._draws_nothing = looked_at, False, None
         if self.passes == "loop":
             return
         try:
@@ -202,7 +239,7 @@ class MemoryRows:
             self._refuse(error)
 
     def _refuse(self, error: NotGroupedError) -> None:
-        self._grouped, self._draws_nothing = False, False
+        self._grouped, self._draws_nothing = False, None
         _LOG.info("memory gradients: a pass for each group, because %s", error)
         if self.passes == "grouped":
             self._looked_at = None
@@ -241,6 +278,8 @@ class MemoryRows:
     def _drawn(self, batch: Batch, groups: int, size: int) -> tuple[Batch, int]:
         """The samples to use of a batch of `groups` groups of `size` samples, and how many each."""
         draws = self.draws_from(size)
+        if not (draws or self._divides):
+            return batch, size
         picked = self._picked(groups, size)
         part = own_part(picked.shape[1]) if self._divides else None
         if part is None and not draws:
@@ -248,7 +287,8 @@ class MemoryRows:
         picked = picked[:, part or slice(None)]
         chosen = torch.from_numpy((picked + size * np.arange(groups)[:, None]).ravel())
         try:
-            return samples_of(batch, chosen, groups * size), picked.shape[1]
+            drawn = samples_of(batch, chosen, groups * size)
+            return in_format(drawn, self.memory_format), picked.shape[1]
         except ValueError as error:
             if not draws:
                 return batch, size  # what cannot be divided is everybody's

@@ -105,6 +105,8 @@ MGEM_RULES: dict[str, Rule] = {
     "refresh_every": _whole(),
     "max_row_bytes": _optional(_whole()),
     "memory_batchnorm": _choice("update", "restore"),
+    "memory_precision": _choice("float32", "bf16"),
+    "memory_format": _choice("preserve", "channels_last"),
     "generalization_every": _optional(_whole()),
 }
 MIGU_RULES: dict[str, Rule] = {

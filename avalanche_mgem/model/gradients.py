@@ -7,6 +7,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from avalanche_mgem.model.partition import Modules
+from avalanche_mgem.restriction.cone import Cone
+from avalanche_mgem.restriction.dual import DualSolver
+from avalanche_mgem.restriction.rounds import Ridge
+
 Parameters = Sequence[nn.Parameter]
 
 
@@ -17,12 +22,27 @@ class GradientMatrix:
     copy or a pickle: it is filled again at every iteration.
     """
 
+    _cone: Cone | None = None
+    _made_for: object = None  # the cone's arguments
+
     def __init__(self) -> None:
         self._buffer = torch.empty(0, 0)
         self.rows_are_new()
 
     def __getstate__(self) -> dict[str, object]:
         return vars(GradientMatrix())
+
+    def cone(self, n_rows: int, modules: Modules, solver: DualSolver | None, ridge: Ridge) -> Cone:
+        """Return the cone of the first memory rows, to project the current gradient on.
+
+        It is made anew only for other arguments, or when the buffer is.
+        """
+        wanted = (n_rows, modules, solver, ridge)
+        if self._cone is None or wanted != self._made_for:
+            rows = self.rows[:n_rows]
+            self._cone = Cone(self.gradient, rows, modules=modules, solver=solver, ridge=ridge)
+            self._made_for = wanted
+        return self._cone
 
     def fit(self, parameters: Parameters, n_rows: int) -> None:
         """Make room for K = n_rows memory rows over these parameters.
@@ -37,7 +57,8 @@ class GradientMatrix:
         buffer = self._buffer
         if buffer.shape != shape or buffer.dtype != dtype or buffer.device != device:
             del buffer
-            self._buffer = torch.empty(0, 0)  # let go of the old one before there is a new one
+            # Let go of the old one before there is a new one.
+            self._buffer, self._cone = torch.empty(0, 0), None
             self._buffer = torch.zeros(shape, dtype=dtype, device=device)
 
     @property
@@ -52,7 +73,12 @@ class GradientMatrix:
 
     def set_gradient(self, values: Sequence[Tensor | None], like: Parameters) -> None:
         """Fill row 0 from one tensor a parameter of `like`; None is zero."""
-        into_row(self.gradient, values, like)
+        row = self.gradient
+        parts = [v.detach().reshape(-1) for v in values if v is not None and _is_part_of(v, row)]
+        if len(parts) == len(values):
+            torch.cat(parts, out=row)
+        else:
+            into_row(row, values, like)
 
     def scale_rows(self, factors: Sequence[float], like: Parameters) -> None:
         """Scale each parameter's positions in the memory rows by its factor, in place of the last.
@@ -77,7 +103,7 @@ class GradientMatrix:
             held: which of them, bool of these dimensions' sizes.
         """
         parts = self._buffer[:, columns].view(-1, *shape)
-        if len(dims) == 1:
+        if len(dims) == 1 and held.device.type == "cpu":  # elsewhere it would be waited for
             parts.index_fill_(dims[0] + 1, held.nonzero().flatten(), 0.0)
             return
         fitting = [size if dim in dims else 1 for dim, size in enumerate(shape)]
@@ -99,11 +125,10 @@ def into_row(row: Tensor, values: Sequence[Tensor | None], like: Parameters) -> 
     A tensor that is that part of the row already is left alone.
     """
     for value, columns in zip(values, positions(like), strict=True):
-        part = row[columns]
         if value is None:
-            part.zero_()
-        elif (dense := _dense(value.detach())).data_ptr() != part.data_ptr():
-            part.copy_(dense.reshape(-1))
+            row[columns].zero_()
+        elif _address(value) != row.data_ptr() + columns.start * row.element_size():
+            row[columns].copy_(_dense(value.detach()).reshape(-1))
 
 
 def add_to_row(row: Tensor, values: Sequence[Tensor | None], like: Parameters) -> None:
@@ -126,6 +151,17 @@ def write_gradients(
         if parameter.grad.layout != torch.strided:
             parameter.grad = torch.empty_like(parameter)
         parameter.grad.copy_(vector[columns].view_as(parameter.grad))
+
+
+def _is_part_of(value: Tensor, row: Tensor) -> bool:
+    """Whether a tensor can be a part of the row as it is."""
+    alike = value.dtype == row.dtype and value.device == row.device
+    return alike and value.layout == torch.strided
+
+
+def _address(value: Tensor) -> int:
+    """Where a tensor lies; no row's is -1."""
+    return value.data_ptr() if value.layout == torch.strided else -1
 
 
 def _dense(value: Tensor) -> Tensor:

@@ -104,7 +104,13 @@ def recorded_linears(model: nn.Module) -> Iterator[list[LinearCall]]:
 
 
 def write_grouped_gradients(
-    calls: Sequence[LinearCall], loss: Tensor, samples: int, parameters: Parameters, rows: Tensor
+    calls: Sequence[LinearCall],
+    loss: Tensor,
+    samples: int,
+    parameters: Parameters,
+    rows: Tensor,
+    *,
+    half: bool = False,
 ) -> None:
     """Write the gradients of a sum of G losses, of n samples each, into rows [G, P].
 
@@ -114,6 +120,7 @@ def write_grouped_gradients(
         samples: G * n.
         parameters: where each lies in a row, in order.
         rows: what is written; a parameter that no call used gets zeros.
+        half: multiply in the dtype of a layer's output, if that is bfloat16.
 
     Raises:
         NotGroupedError: a layer was called twice, or on other than G * n samples.
@@ -130,23 +137,28 @@ def write_grouped_gradients(
     unused = set(place)
     for call, slope in zip(moving, slopes, strict=True):
         if slope is not None:
-            unused -= _write_layer(call, slope, place, rows)
+            unused -= _write_layer(call, slope, place, rows, half)
     for parameter in unused:
         rows[:, place[parameter]] = 0.0
 
 
 def _write_layer(
-    call: LinearCall, slope: Tensor, place: dict[int, slice], rows: Tensor
+    call: LinearCall, slope: Tensor, place: dict[int, slice], rows: Tensor, half: bool
 ) -> set[int]:
     """Write one layer's part of the rows; return which parameters it was."""
     groups, layer, written = len(rows), call.layer, set()
-    slope = slope.reshape(groups, -1, layer.out_features).to(rows.dtype)
+    slope = slope.reshape(groups, -1, layer.out_features)
+    dtype = slope.dtype if half and slope.dtype == torch.bfloat16 else rows.dtype
     if (at := place.get(id(layer.weight))) is not None:
-        inputs = call.input.reshape(groups, -1, layer.in_features).to(rows.dtype)
+        inputs = call.input.reshape(groups, -1, layer.in_features).to(dtype)
         out = rows[:, at].view(groups, layer.out_features, layer.in_features)
-        torch.bmm(slope.transpose(1, 2), inputs, out=out)
+        slopes = slope.to(dtype).transpose(1, 2)
+        if dtype == rows.dtype:
+            torch.bmm(slopes, inputs, out=out)
+        else:
+            out.copy_(torch.bmm(slopes, inputs))
         written.add(id(layer.weight))
     if layer.bias is not None and (at := place.get(id(layer.bias))) is not None:
-        torch.sum(slope, 1, out=rows[:, at])
+        torch.sum(slope.to(rows.dtype), 1, out=rows[:, at])
         written.add(id(layer.bias))
     return written

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from torch import nn, optim
@@ -22,18 +23,24 @@ _BY_PARAMETER = frozenset(
 def optimizers_among(values: Iterable[object]) -> Iterator[Any]:
     """Yield the optimisers among these values, and in the lists and mappings among them."""
     for value in values:
-        if _is_optimizer(value):
+        kind: Any = type(value)
+        steps, contains = _kind(kind)
+        if steps and (isinstance(value, optim.Optimizer) or hasattr(value, "param_groups")):
             yield value
-        elif isinstance(value, Mapping | list | tuple) and len(value) <= _MOST:
-            inside = value.values() if isinstance(value, Mapping) else value
-            yield from (each for each in inside if isinstance(each, optim.Optimizer))
+        elif contains:
+            inside: Any = value.values() if isinstance(value, Mapping) else value
+            if len(inside) <= _MOST:
+                yield from (each for each in inside if isinstance(each, optim.Optimizer))
 
 
-def _is_optimizer(value: object) -> bool:
-    if isinstance(value, optim.Optimizer):
-        return True
-    steps = callable(getattr(type(value), "step", None))  # of the class: no attribute is computed
-    return steps and hasattr(value, "param_groups")
+@lru_cache(maxsize=1024)
+def _kind(kind: Any) -> tuple[bool, bool]:
+    """Whether objects of a class step, and whether they are lists or mappings.
+
+    By the class: no attribute of an object is computed.
+    """
+    steps = issubclass(kind, optim.Optimizer) or callable(getattr(kind, "step", None))
+    return steps, issubclass(kind, Mapping | list | tuple)
 
 
 def optimizers_within(optimizer: Any) -> list[Any]:

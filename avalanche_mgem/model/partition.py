@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from itertools import accumulate, pairwise
 from numbers import Integral
 from typing import Literal
@@ -45,6 +46,13 @@ class Partition:
     names: tuple[str, ...]
     slices: Modules
     size: int
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether every position is in a module."""
+        parts = (part for module in self.slices for part in module)
+        sizes: list[int] = [part.stop - part.start for part in parts]
+        return sum(sizes) == self.size
 
 
 def check_parameter_groups(parameter_groups: ParameterGroups) -> None:
@@ -232,15 +240,27 @@ def _cut_out(module: Iterable[slice], still: slice) -> Iterator[slice]:
 class PartitionCache:
     """The last partition, made anew when parameters come, go, grow or freeze."""
 
+    _of: Partition | None = None  # what was held of
+
     def __init__(self) -> None:
         self._key: object = None
         self._value: Partition | None = None
         self._held: object = None
         self._moving: Modules = ()
 
-    def get(self, model: nn.Module, groups: ParameterGroups, unassigned: Unassigned) -> Partition:
-        """Return `make_partition` of these arguments."""
-        key = [(name, p.shape) for name, p in restricted_parameters(model)]
+    def get(
+        self,
+        model: nn.Module,
+        groups: ParameterGroups,
+        unassigned: Unassigned,
+        named: NamedParameters | None = None,
+    ) -> Partition:
+        """Return `make_partition` of these arguments.
+
+        named: `restricted_parameters` of the model, where the caller has them.
+        """
+        named = restricted_parameters(model) if named is None else named
+        key = [(name, p.shape) for name, p in named]
         if self._value is None or key != self._key:
             self._value = make_partition(model, groups, unassigned_parameters=unassigned)
             self._key, self._held = key, None
@@ -248,7 +268,7 @@ class PartitionCache:
 
     def moving(self, partition: Partition, held: list[slice]) -> Modules:
         """Return the partition's modules without the held positions."""
-        if self._held is None or (partition, held) != self._held:
+        if self._held is None or held != self._held or partition is not self._of:
             self._moving = without(partition.slices, held)
-            self._held = (partition, held)
+            self._held, self._of = held, partition
         return self._moving

@@ -32,6 +32,24 @@ def preserved_random_state() -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
+@contextmanager
+def unmoved_torch_states(device: torch.device) -> Iterator[list[str]]:
+    """Put torch's random states back on the way out; yield a list, then of those that had moved.
+
+    For code that hardly ever draws: what it drew came from the global states.
+    """
+    sources = ["cpu"] + ([str(device)] if device.type == "cuda" else [])
+    before = {source: _get_state(source) for source in sources}
+    moved: list[str] = []
+    try:
+        yield moved
+    finally:
+        for source, state in before.items():
+            if not torch.equal(_get_state(source), state):
+                _set_state(source, state)
+                moved.append(source)
+
+
 class RandomStream:
     """Random states of its own, for code that draws from the global ones.
 

@@ -55,6 +55,16 @@ def step_rates(parameters: Parameters, optimizers: Iterable[Any]) -> list[Rate]:
     return [rates.get(id(parameter), Rate(0.0)) for parameter in parameters]
 
 
+def unmoved(parameters: Parameters, optimizers: Sequence[Any]) -> list[bool]:
+    """Return whether the rate of each parameter is zero; as `step_rates`, and sooner."""
+    if len(optimizers) > 1:
+        return [rate.value == 0 for rate in step_rates(parameters, optimizers)]
+    groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+    moving = (group for group in groups if _rate(group, estimates=False).value != 0)
+    moved = {id(parameter) for group in moving for parameter in group["params"]}
+    return [id(parameter) not in moved for parameter in parameters]
+
+
 def _rate(group: Mapping[str, Any], estimates: bool) -> Rate:
     sign = -1.0 if group.get("maximize") else 1.0
     value = group.get("lr")

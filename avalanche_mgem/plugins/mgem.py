@@ -20,13 +20,14 @@ from avalanche_mgem.bridge.changes import watch_minibatch
 from avalanche_mgem.bridge.classes import class_targets
 from avalanche_mgem.bridge.collation import Transform, collate_of
 from avalanche_mgem.bridge.distributed import samples_a_step
-from avalanche_mgem.bridge.finite import row_reason
+from avalanche_mgem.bridge.fields import MemoryFormat
+from avalanche_mgem.bridge.finite import row_reason, size_of
 from avalanche_mgem.bridge.forward import require_loss_of_past
 from avalanche_mgem.bridge.generalization import GeneralizationProbe
 from avalanche_mgem.bridge.memory import EpisodicMemory, MemoryGroup, Selection, Split
 from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard
 from avalanche_mgem.bridge.optimizers import optimizers_of
-from avalanche_mgem.bridge.rows import BatchNorm, MemoryRows, Passes
+from avalanche_mgem.bridge.rows import BatchNorm, MemoryPrecision, MemoryRows, Passes
 from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.bridge.size import check_size, rows_of_stream
 from avalanche_mgem.bridge.still import HoldsStill, Still, held_still
@@ -41,6 +42,7 @@ from avalanche_mgem.model.distributed import (
 from avalanche_mgem.model.gradients import GradientMatrix, positions, write_gradients
 from avalanche_mgem.model.lazy import uninitialized
 from avalanche_mgem.model.partition import (
+    NamedParameters,
     ParameterGroups,
     Partition,
     PartitionCache,
@@ -49,7 +51,7 @@ from avalanche_mgem.model.partition import (
     restricted_parameters,
 )
 from avalanche_mgem.model.snapshot import OptimizerSnapshot
-from avalanche_mgem.model.steps import StepRecorder, step_rates
+from avalanche_mgem.model.steps import StepRecorder, unmoved
 from avalanche_mgem.restriction import (
     ConstantSchedule,
     DiagonalSolver,
@@ -57,8 +59,8 @@ from avalanche_mgem.restriction import (
     PivotingSolver,
     Projection,
     Schedule,
-    project,
 )
+from avalanche_mgem.restriction.change import Change
 from avalanche_mgem.restriction.rounds import Ridge
 
 _GEM_RIDGE = 1e-3
@@ -139,6 +141,12 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             through: "eval" (default, as Avalanche's GEMPlugin) or "train", where those of
             evaluation make no batch that the model can be trained on. Of an augmentation one
             outcome is kept for each sample, drawn from the plugin's own random numbers.
+        memory_precision: of the memory's forward and backward passes: "float32" (the model's own
+            dtypes, default) or "bf16" (ours: torch's autocast in bfloat16). The rows, products with
+            them and the dual problem keep their precision. Worth it where there are units for it.
+        memory_format: the layout in which the memory's batches of images [N, C, H, W] are kept:
+            "preserve" (as the collate function made them, default) or "channels_last" (ours), in
+            which convolutions are faster on many devices; their results differ by rounding.
         generalization_every: None (off), or every how many iterations to measure how far the
             restriction generalises from the memory to the past tasks: the cosine of z with the
             gradient on a task's memory minus that on as many samples held out of the same task. It
@@ -155,7 +163,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
 
     Attributes:
         last_projection: what the last iteration's projection did, its gradient left out; None where
-            there was no memory yet.
+            there was no memory yet. Measured when it is first read.
         last_generalization: {0-based past task: cosine on the memory minus cosine on held-out
             samples} where the last iteration measured it, else empty.
         last_seconds: what the last iteration's parts took, by the clock on the wall: "memory" (the
@@ -177,6 +185,9 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         FloatingPointError: what is not finite (on_nonfinite="raise"); running statistics have seen
             the minibatch by then.
     """
+
+    _change: Change | None = None
+    _projection: Projection | None = None
 
     def __init__(
         self,
@@ -200,6 +211,8 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         memory_batchnorm: BatchNorm = "update",
         memory_device: torch.device | str | None = None,
         memory_transform: Transform = "eval",
+        memory_precision: MemoryPrecision = "float32",
+        memory_format: MemoryFormat = "preserve",
         generalization_every: int | None = None,
         seed: int | None = None,
         on_nonfinite: OnNonFinite = "raise",
@@ -224,6 +237,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             selection=memory_selection,
             transform=memory_transform,
             device=memory_device,
+            memory_format=memory_format,
             held_out=generalization_every is not None,
             seed=seeds[0],
         )
@@ -246,12 +260,13 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             batch_size=memory_batch_size,
             refresh_every=refresh_every,
             batchnorm=memory_batchnorm,
+            precision=memory_precision,
+            memory_format=memory_format,
             seed=_number(seeds[1]),
         )
         if max_row_bytes is not None:
             positive_int("max_row_bytes", max_row_bytes)
         self.max_row_bytes = max_row_bytes
-        self.last_projection: Projection | None = None
         self.last_generalization: dict[int, float] = {}
         self.last_seconds: dict[str, float] = {}
         self._probe = GeneralizationProbe(generalization_every, _number(seeds[2]))
@@ -265,6 +280,19 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         self._experience = -1
         self._boundaries_known = True
         self._waits_for_shapes = False  # of lazy layers, to check partition and size
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_projection": self.last_projection, "_change": None}
+
+    @property
+    def last_projection(self) -> Projection | None:
+        """What the last iteration's projection did; measured when it is first asked for."""
+        if self._change is not None:
+            projection = self._change.projection(self._restricted.names)
+            # The long vector may be the matrix's own memory.
+            self._projection = dataclasses.replace(projection, gradient=torch.empty(0))
+            self._change = None
+        return self._projection
 
     def after_train_dataset_adaptation(self, strategy: Strategy, **kwargs: Any) -> None:
         """Refuse an experience without samples."""
@@ -302,7 +330,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
     def before_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         """Compute one gradient for each group of the memory."""
         self._guard.open(strategy)
-        self.last_projection = None
+        self._change = self._projection = None
         self.last_seconds, self.last_generalization = {}, {}
         groups = self.memory.closed_groups()
         if not self._boundaries_known:
@@ -320,9 +348,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             self._check_model(strategy)
         if self.restrict == "update" or not len(self._strengths):
             return
-        # What is not finite may lie where the projection does not look.
-        if self._guard.allows(strategy):
-            self._restrict_gradient(strategy)
+        self._restrict_gradient(strategy)
         self._guard.acted()
 
     def before_update(self, strategy: Strategy, **kwargs: Any) -> None:
@@ -353,23 +379,56 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
 
     def _restrict_gradient(self, strategy: Strategy) -> None:
         try:
+            if self._project_gradient(strategy, looks=True):
+                self._guard.saw()
+                return
+        except FloatingPointError:
+            pass  # the guard says of what
+        if not self._guard.allows(strategy):
+            return
+        try:
             self._project_gradient(strategy)
         except FloatingPointError as error:
             self._guard.refuse(strategy, error, self._row_reason(strategy))
 
-    def _project_gradient(self, strategy: Strategy) -> None:
+    def _project_gradient(self, strategy: Strategy, *, looks: bool = False) -> bool:
+        """Project the gradient; return whether that was done.
+
+        looks: also whether losses and all gradients are finite, in place of the guard. Not done
+        where the guard must look.
+        """
         parameters = self._parameters(unwrapped(strategy.model))
-        rates = step_rates(parameters, optimizers_of(strategy))
         held = held_still(strategy, of="gradient")
+        exclude = self.unused_parameters == "exclude"
         still = [
-            name in held.parameters or (rate.value == 0 and self.unused_parameters == "exclude")
-            for name, rate in zip(self._names, rates, strict=True)
+            name in held.parameters or (unmoves and exclude)
+            for name, unmoves in zip(
+                self._names, unmoved(parameters, optimizers_of(strategy)), strict=True
+            )
         ]
         gradients = [None if s else p.grad for p, s in zip(parameters, still, strict=True)]
+        numbers = self._guard.outside(strategy, self._covered(parameters, gradients, held))
+        if looks and numbers is None:
+            return False
+        where = self._matrix.gradient.device
+        alongside = size_of(numbers).reshape(1).to(where) if looks and numbers else None
         with self._timed("projection"):
-            projected = self._project(parameters, gradients, held)
+            projected = self._project(parameters, gradients, held, alongside)
             if projected is not None:
                 write_gradients(parameters, projected, gradients)
+        return True
+
+    def _covered(
+        self, parameters: list[nn.Parameter], vectors: list[Tensor | None], held: Still
+    ) -> set[int]:
+        """The parameters, by their ids, whose gradients are finite if the dot products are."""
+        if held.rows or not self._restricted.is_whole:
+            return set()
+        return {
+            id(parameter)
+            for name, parameter, vector in zip(self._names, parameters, vectors, strict=True)
+            if vector is not None and name not in held.parameters
+        }
 
     def before_training_epoch(self, strategy: Strategy, **kwargs: Any) -> None:
         """Begin a pass of the memory's ring over the experience (memory_selection="ring")."""
@@ -420,8 +479,8 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         yield
         self.last_seconds[part] = time.perf_counter() - start
 
-    def _partition(self, model: nn.Module) -> Partition:
-        return self._partitions.get(model, self.parameter_groups, self.unassigned_parameters)
+    def _partition(self, model: nn.Module, named: NamedParameters | None = None) -> Partition:
+        return self._partitions.get(model, self.parameter_groups, self.unassigned_parameters, named)
 
     def _parameters(self, model: nn.Module) -> list[nn.Parameter]:
         """The parameters behind the matrix, whatever has been frozen since its rows were made."""
@@ -471,7 +530,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
     def _fill_rows(self, strategy: Strategy, groups: list[MemoryGroup]) -> None:
         named = restricted_parameters(unwrapped(strategy.model))
         self._names, parameters = [name for name, _ in named], [p for _, p in named]
-        self._restricted = self._partition(unwrapped(strategy.model))
+        self._restricted = self._partition(unwrapped(strategy.model), named)
         held_out = self._probe.groups(self.memory, strategy.clock.train_iterations)
         self._matrix.fit(parameters, len(groups) + len(held_out))
         rows = self._matrix.rows
@@ -481,9 +540,16 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             self._matrix.scale_as_the_others(len(groups), parameters)
 
     def _project(
-        self, parameters: list[nn.Parameter], vectors: list[Tensor | None], held: Still
+        self,
+        parameters: list[nn.Parameter],
+        vectors: list[Tensor | None],
+        held: Still,
+        alongside: Tensor | None = None,
     ) -> Tensor | None:
-        """Project and keep what it did; return the projected vector, or None if it is unchanged."""
+        """Project and keep what it did; return the projected vector, or None if it is unchanged.
+
+        alongside: as of `Cone.project`.
+        """
         self._matrix.set_gradient(vectors, parameters)
         exclude = self.unused_parameters == "exclude"
         # What will not move must be no part of the problem: a solution that counts on it leaves the
@@ -494,29 +560,26 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             for (name, columns), vector in zip(where.items(), vectors, strict=True)
             if name in held.parameters or (exclude and vector is None)
         ]
-        shapes = dict(zip(self._names, (p.shape for p in parameters), strict=True))
-        for name, dims, rows_held in held.rows:
-            if name in where:
-                self._matrix.hold_still(where[name], shapes[name], dims, rows_held)
+        if held.rows:
+            shapes = dict(zip(self._names, (p.shape for p in parameters), strict=True))
+            for name, dims, rows_held in held.rows:
+                if name in where:
+                    self._matrix.hold_still(where[name], shapes[name], dims, rows_held)
         is_gem = len(self._restricted.slices) == 1 and self.memory.groups == 1
         automatic: Ridge = _GEM_RIDGE if is_gem else "relative"
-        rows = self._matrix.rows
-        projection = project(
-            self._matrix.gradient,
-            rows[: len(self._strengths)],
-            memory_strength=self._strengths,
-            modules=self._partitions.moving(self._restricted, still),
-            solver=self.solver,
-            ridge=automatic if self.ridge == "auto" else self.ridge,
+        cone = self._matrix.cone(
+            len(self._strengths),
+            self._partitions.moving(self._restricted, still),
+            self.solver,
+            automatic if self.ridge == "auto" else self.ridge,
         )
-        self.last_generalization = self._probe.gaps(projection.gradient, rows, self.memory, still)
-        self.last_projection = dataclasses.replace(
-            projection,
-            gradient=torch.empty(0),  # the long vector may be the matrix's own memory
-            module_names=self._restricted.names,
-        )
-        projected = projection.gradient if projection.violated else None
-        return first_vector(projected, like=self._matrix.gradient)
+        self._projection = None
+        self._change = cone.project(self._strengths, alongside=alongside)
+        after = self._change.after
+        if self._probe.measures:
+            rows = self._matrix.rows
+            self.last_generalization = self._probe.gaps(after, rows, self.memory, still)
+        return first_vector(after if self._change.violated else None, like=self._matrix.gradient)
 
 
 def _number(seed: np.random.SeedSequence) -> int:

@@ -4,7 +4,8 @@
 decides how strongly each memory row pushes; a schedule decides how strongly it must push at least.
 """
 
-from avalanche_mgem.restriction.cone import Projection, project
+from avalanche_mgem.restriction.change import Projection
+from avalanche_mgem.restriction.cone import project
 from avalanche_mgem.restriction.dual import DiagonalSolver, DualSolver, QuadprogSolver
 from avalanche_mgem.restriction.pivoting import PivotingSolver
 from avalanche_mgem.restriction.schedules import (

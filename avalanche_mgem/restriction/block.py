@@ -10,6 +10,7 @@ numpy's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -26,9 +27,10 @@ Module = Sequence[slice]
 _SHORT = 4096
 # Numbers of a run: what stays in a CPU core's cache; what keeps another device busy.
 _RUN = 1 << 18
+_LONGEST = 12288  # columns of a run that float32 may add up
 _RUN_ELSEWHERE = 1 << 22
-# Rows of a Gram matrix at a time: twice as fast as all at once, and half of them need not be.
-_PANEL = 8
+# Rows of a Gram matrix at a time: below their panel, products need not be.
+_PANEL = 128
 # Squared lengths within these bounds were summed in float32 without losing what matters.
 _SMALLEST, _LARGEST = 1e-30, 1e34
 
@@ -43,15 +45,19 @@ class Block:
     """
 
     def __init__(self, gradient: Tensor, rows: Tensor, module: Module) -> None:
-        self._gradient, self._rows, self.module = gradient, rows, module
+        self.gradient, self.rows, self.module = gradient, rows, module
         size = sum(part.stop - part.start for part in module)
-        # Other devices may round float32 products to fewer digits than float32 has, and the CPU too
-        # where torch was told to.
+        # Other devices may round float32 products to fewer digits than float32 has.
         on_cpu = rows.device.type == "cpu"
-        single = rows.dtype == torch.float32 and on_cpu and _multiplies_in_float32()
-        self._wide = size <= _SHORT or not single
+        self._may_be_single = size > _SHORT and on_cpu and rows.dtype == torch.float32
+        self.begin()
         self._columns = self._cut(len(rows))
         self._runs = [(gradient[columns], rows[:, columns]) for columns in self._columns]
+
+    def begin(self) -> None:
+        """Begin with what gradient and rows are now."""
+        # The CPU too rounds to fewer digits where torch was told to.
+        self._wide = not (self._may_be_single and _multiplies_in_float32())
 
     @property
     def is_wide(self) -> bool:
@@ -64,7 +70,7 @@ class Block:
 
     def dots(self) -> Array:
         """Return <g_m, a_m> for each row, [K]."""
-        dots = _sum([torch.mv(rows, gradient) for gradient, rows in self._read()], len(self._rows))
+        dots = _sum([torch.mv(rows, gradient) for gradient, rows in self._read()], len(self.rows))
         largest = np.abs(dots).max(initial=0.0)
         held = np.isfinite(largest) and (largest == 0.0 or largest > _SMALLEST)
         return dots if self._held(bool(held)) else self.dots()
@@ -80,7 +86,7 @@ class Block:
         That is the derivative of the dual problem, but for its ridge.
         """
         slopes = [torch.mv(rows, moved) for rows, moved in self._pushed(dual, out)]
-        total = _sum(slopes, len(self._rows))
+        total = _sum(slopes, len(self.rows))
         return total if self._held(bool(np.isfinite(total).all())) else self.move(dual, out)
 
     def _pushed(self, dual: Array, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -90,6 +96,14 @@ class Block:
             moved = gradient + torch.mv(rows.T, weights)
             out[columns] = moved
             yield rows, moved
+
+    def settle(self, out: Tensor) -> None:
+        """Let z_m be in out [P], if the last `push` or `move` has not written it."""
+
+    def holds_numbers(self, out: Tensor) -> bool:
+        """Whether z_m in out [P] is finite for certain; False where its squares overflow too."""
+        lengths = (torch.linalg.vector_norm(out[part]) for part in self.module)
+        return all(math.isfinite(length.item()) for length in lengths)
 
     def products(self, out: Tensor) -> Array:
         """Return ||g_m||^2, ||z_m||^2, ||z_m - g_m||^2 and <g_m, z_m>, with z_m from out [P]."""
@@ -105,11 +119,11 @@ class Block:
 
     def gram(self, new: Indices, chosen: Indices) -> Array:
         """Return the products of new rows with the chosen ones, which end in the new: [n, c]."""
-        index = torch.from_numpy(chosen).to(self._rows.device)
-        every = np.array_equal(chosen, np.arange(len(self._rows)))
+        index = torch.from_numpy(chosen).to(self.rows.device)
+        every = np.array_equal(chosen, np.arange(len(self.rows)))
         products = []
-        for columns in self._cut(len(chosen)):
-            rows = self._rows[:, columns]
+        for columns in self._cut(1):  # products between rows are sooner over longer runs
+            rows = self.rows[:, columns]
             picked = self._widened(rows if every else rows.index_select(0, index))
             own = picked[-len(new) :] @ picked.T if len(new) < len(chosen) else _upper(picked)
             products.append(own)
@@ -123,7 +137,7 @@ class Block:
 
     def squared_lengths(self, chosen: Indices) -> Array:
         """Return ||a_m||^2 of the chosen rows."""
-        index = torch.from_numpy(chosen).to(self._rows.device)
+        index = torch.from_numpy(chosen).to(self.rows.device)
         chosen_rows = (rows.index_select(0, index).double() for _, rows in self._runs)
         return _sum([rows.square().sum(1) for rows in chosen_rows], len(chosen))
 
@@ -138,20 +152,22 @@ class Block:
 
     def _cut(self, n_rows: int) -> list[slice]:
         """The module's columns in runs for so many rows."""
-        numbers = _RUN if self._rows.device.type == "cpu" else _RUN_ELSEWHERE
-        length = max(1024, min(12288, numbers // max(n_rows, 1)))
-        return [columns for part in self.module for columns in _cut(part, length)]
+        if self.rows.device.type == "cpu":
+            length = max(1024, min(_LONGEST, _RUN // max(n_rows, 1)))
+        else:
+            length = max(1024, _RUN_ELSEWHERE // max(n_rows, 1))
+        return [columns for part in self.module for columns in runs(part, length)]
 
     def _any(self, index: Tensor) -> bool:
         """Whether some number of these rows is not zero."""
-        index = index.to(self._rows.device)
+        index = index.to(self.rows.device)
         return len(index) > 0 and any(
             bool(rows.index_select(0, index).any()) for _, rows in self._runs
         )
 
     def _weights(self, dual: Array) -> Tensor:
-        dtype = torch.float64 if self._wide else self._rows.dtype
-        return torch.from_numpy(dual).to(self._rows.device, dtype)
+        dtype = torch.float64 if self._wide else self.rows.dtype
+        return torch.from_numpy(dual).to(self.rows.device, dtype, non_blocking=True)
 
     def _held(self, within: bool) -> bool:
         """Whether numbers that are `within` bounds or not stand; the block goes on in float64."""
@@ -172,7 +188,7 @@ def _upper(rows: Tensor) -> Tensor:
     return products
 
 
-def _cut(part: slice, length: int) -> Iterator[slice]:
+def runs(part: slice, length: int) -> Iterator[slice]:
     """Runs of about equal length, none longer than `length`."""
     size = part.stop - part.start
     count = -(-size // length)

@@ -115,6 +115,9 @@ class PivotingSolver:
         derivative = problem.dots + problem.gram @ problem.lower
         if not (derivative < 0.0).any():
             return problem.lower
+        if len(derivative) == 1:
+            alone: Array = problem.lower - derivative / problem.gram[0]
+            return alone
         if len(derivative) > self.quadprog_up_to:
             step = _pivot(problem, derivative)
             if step is not None:

@@ -85,7 +85,9 @@ def own_seconds(plugin: Any, strategy: Any) -> float:
     """Return what the plugin's work takes; the minibatch's own gradient is made anew, untimed."""
     seconds = seconds_of(lambda: plugin.before_training_iteration(strategy))
     backward(strategy)
-    return seconds + seconds_of(lambda: plugin.after_backward(strategy))
+    seconds += seconds_of(lambda: plugin.after_backward(strategy))
+    plugin.after_update(strategy)  # the iteration ends: what ours keeps of it is not to grow
+    return seconds
 
 
 def backward(strategy: Any) -> None:

@@ -28,6 +28,8 @@ _NOISE = 0.1
 MODELS = {
     "mlp": (MLPFactory((100, 100)), 28, 1, _STORED_FROM),
     "wide": (MLPFactory((1024, 960)), 28, 1, 20),
+    "million": (MLPFactory((680, 680)), 28, 1, 20),
+    "ten-million": (MLPFactory((2800, 2800)), 28, 1, 10),
     "resnet": (SlimResNet18Factory(), 32, 3, 200),
 }
 

@@ -83,6 +83,8 @@ MGEM = {
     "max_row_bytes": kind(None, 10**9, np.int64(10**6), may=f"None|{COUNT.names()}"),
     "memory_batchnorm": one_of("update", "restore"),
     "memory_device": _DEVICE,
+    "memory_precision": one_of("float32", "bf16"),
+    "memory_format": one_of("preserve", "channels_last"),
     "generalization_every": optional(COUNT),
     "seed": _SEED,
     "on_nonfinite": _FINITE,
