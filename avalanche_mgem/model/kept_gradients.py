@@ -138,10 +138,12 @@ class KeptGradients:
 
     def _settled(self, layer: GatedLayer) -> str:
         cut = self._cuts.get(layer.name)
-        if cut is not None and cut.has_made(layer.rows[0].parameter.grad):
-            cut.forget()
-            return FUSED
         reason = self._reasons.get(layer.name) or (cut.reason if cut is not None else "")
+        made = cut is not None and cut.has_made(layer.rows[0].parameter.grad)
+        if cut is not None:
+            cut.forget()
+        if made and not reason:
+            return FUSED
         return f"masked: {reason or _why_unlike(layer, cut)}"
 
 
