@@ -232,7 +232,6 @@ class RowGate:
         if self._heads_unseen:
             found = resolve_gated_layers(model, self._candidates, fused=self.fused)
             layers = self._as_seen(model, found)
-            self._heads.open(gateable_layers(model))
         self._kept_gradients.open(layers, self.mask_fraction, self._why_whole(whole))
         if self.score == "output":
             masks = self._token_masks(batch) if self.ignore_padding else None
@@ -243,14 +242,14 @@ class RowGate:
                 on_error=self._heads.close,
                 replace=self._kept_gradients.output,
             )
+        if self._heads_unseen:
+            self._heads.open(gateable_layers(model))  # last: it sees what the model goes on with
 
     def _why_whole(self, reason: str) -> str:
         if self.mask_fraction == 0:
             return "nothing is masked"
         if self.score != "output":
             return f"score={self.score!r}"
-        if self._heads_unseen:
-            return "the output heads are not known yet"
         if n_processes() > 1:
             return "the scores are those of several processes"
         further = "several forward passes before one mask"
@@ -273,17 +272,18 @@ class RowGate:
         Without the model, as after an error, all gradients are computed whole.
         """
         self._recorder.close()
-        self._decide(model is not None)
         watched = self._heads.is_open
         self._heads.close(output)
         if model is not None and watched and self._heads_unseen:
             self._see_heads(model)
+        self._decide(model is not None)
 
     def _decide(self, is_over: bool) -> None:
         """Choose the rows of the layers that compute the gradients of kept rows alone."""
         if names := self._kept_gradients.undecided():
             scores = self._recorder.scores() if is_over else {}
-            own = {name: scores[name] for name in names if name in scores}
+            gated = {*names} & {*self.names}  # not what has turned out to be a head
+            own = {name: scores[name] for name in names if name in gated and name in scores}
             kept = kept_rows_of_layers(own, self.mask_fraction, check=False)
             self._kept_gradients.decide(kept)
 

@@ -30,6 +30,10 @@ FUSED = "fused"
 _A_MOVE, _A_CALL = 50, 2**22
 
 
+# They look at a layer's output, and leave it as it is or put one before the other.
+_OUR_HOOKS = ("avalanche_mgem.model.magnitudes", "avalanche_mgem.model.heads")
+
+
 class KeptGradients:
     """Lets the layers of a model compute the gradients of kept rows alone, in one step at a time.
 
@@ -194,10 +198,10 @@ def _products(module: Any) -> Products | None:
 
 def _why_watched(module: Any, weight: Tensor) -> str:
     """Whether somebody else looks at the layer, or at its gradients."""
-    # Our own hook is the one.
     every = torch.nn.modules.module
-    hooks = len(module._forward_hooks) + len(every._global_forward_hooks)
-    if hooks > 1 or module._forward_pre_hooks or every._global_forward_pre_hooks:
+    before = module._forward_pre_hooks or every._global_forward_pre_hooks
+    hooks = (*module._forward_hooks.values(), *every._global_forward_hooks.values())
+    if before or not all(type(hook).__module__ in _OUR_HOOKS for hook in hooks):
         return "forward hooks"
     backward = (
         module._backward_hooks or module._backward_pre_hooks or weight._backward_hooks,

@@ -141,13 +141,12 @@ def test_scores_that_are_known_later_need_whole_gradients(arguments, reason):
     assert set(plugin.last_path.values()) == {expected}
 
 
-def test_the_first_step_shows_the_heads_and_the_first_task_masks_nothing():
+def test_the_first_task_masks_nothing_and_the_second_begins_at_once():
     plugin, paths = MIGUPlugin(0.5), []
     note = Call(after_update=lambda strategy: paths.append(plugin.last_path))
     train(make_strategy(deep(), [plugin, note]), domain_stream().train_stream[:2])
     assert paths[:3] == [None] * 3
-    assert set(paths[3].values()) == {"masked: the output heads are not known yet"}
-    assert [set(path.values()) for path in paths[4:]] == [{FUSED}] * 2
+    assert paths[3:] == [{"0": FUSED, "2": FUSED}] * 3
 
 
 def test_accumulated_micro_batches_are_whole():
