@@ -301,9 +301,9 @@ class RowGate:
             self.look(model)
             scores, decided = self.last_scores, self._kept_gradients.decided
             assert scores is not None
-            refuse_nan(scores, self.mask_fraction)
+            refuse_nan({name: scores[name] for name in decided}, self.mask_fraction)
             others = {name: score for name, score in scores.items() if name not in decided}
-            found = kept_rows_of_layers(others, self.mask_fraction, check=False)
+            found = kept_rows_of_layers(others, self.mask_fraction)
             chosen = {**found, **decided}
             self._kept = {name: chosen[name] for name in scores}
             self.last_mask = self._kept

@@ -69,8 +69,7 @@ def kept_rows(scores: Tensor, mask_fraction: float) -> Tensor:
 def kept_rows_of_many(scores: Tensor, mask_fraction: float) -> Tensor:
     """Return `kept_rows` of L layers of one width, bool [L, n], from scores [L, n]."""
     real_tensor("scores", scores, shape="[L, n]")
-    refuse_nan({0: scores}, mask_fraction)
-    return _largest(scores, mask_fraction)
+    return _largest(scores, mask_fraction, check=True)
 
 
 def refuse_nan(scores: Mapping[Key, Tensor], mask_fraction: float) -> None:
@@ -84,8 +83,8 @@ def refuse_nan(scores: Mapping[Key, Tensor], mask_fraction: float) -> None:
         raise FloatingPointError("a score is NaN: no row is larger than another")
 
 
-def _largest(scores: Tensor, mask_fraction: float) -> Tensor:
-    """`kept_rows_of_many` of scores [L, n]; what NaN makes of it is not said."""
+def _largest(scores: Tensor, mask_fraction: float, *, check: bool) -> Tensor:
+    """`kept_rows_of_many` of scores [L, n]; check: refuse NaN, else what it makes is not said."""
     n = scores.shape[1]
     masked = n_masked(mask_fraction, n)
     if masked == 0:
@@ -98,6 +97,8 @@ def _largest(scores: Tensor, mask_fraction: float) -> Tensor:
         kept = scores >= least
         if bool((kept.sum(1) == n - masked).all()):
             return kept
+    if check:
+        refuse_nan({0: scores}, mask_fraction)
     # A stable sort, so that ties fall the same way on every device and on every rank.
     order = torch.sort(scores, dim=1, descending=True, stable=True).indices
     kept = torch.ones_like(scores, dtype=torch.bool)
@@ -113,15 +114,17 @@ def kept_rows_of_layers(
     block's rows are chosen by themselves, and where any are masked at all, none is kept that is
     `UNSEEN`.
 
-    check: False: no accelerator is waited for, and scores that are NaN are no error; call
-    `refuse_nan` for that later.
+    check: False: no accelerator is waited for, and scores that are NaN are no error; say later, by
+    `refuse_nan`, that they are.
     """
-    if check:
-        refuse_nan(scores, mask_fraction)
+    on_cpu = all(each.device.type == "cpu" for each in scores.values())
+    if check and not on_cpu:
+        refuse_nan(scores, mask_fraction)  # all at once
     kept: dict[Key, Tensor] = {}
     for keys in _of_one_width(scores):
         stacked = torch.stack([scores[key].float() for key in keys])
-        flat = _largest(stacked.flatten(0, -2), mask_fraction).view_as(stacked)
+        flat = _largest(stacked.flatten(0, -2), mask_fraction, check=check and on_cpu)
+        flat = flat.view_as(stacked)
         if stacked.ndim > 2 and mask_fraction > 0:
             flat = flat & (stacked > UNSEEN)
         kept.update(zip(keys, flat, strict=True))
