@@ -15,6 +15,7 @@ from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.bridge.still import Still
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.bridge.watch import Action, Order
+from avalanche_mgem.bridge.whole_gradients import why_whole
 from avalanche_mgem.model.distributed import (
     require_whole_parameters,
     unwrapped,
@@ -40,6 +41,13 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
     Steps that accumulate gradients: n is summed over all forward passes since the last
     `after_update`, so a strategy must trigger `before_update` and `after_update` only where its
     optimiser steps.
+
+    Which rows are masked is known when the forward pass ends. Where nothing else needs them, the
+    gradients of masked rows of Linear, Conv2d and Conv1D layers are not even computed, which makes
+    large layers train faster than without the plugin; `last_path` says of which, and why not of the
+    others. Masks are the same either way, and gradients of kept rows differ by rounding. What is
+    not computed cannot overflow either: of a gradient that is infinite or NaN in masked rows alone
+    `on_nonfinite` learns nothing then.
 
     Several processes, the model in DistributedDataParallel: n is over the minibatches of all, and
     all mask the same rows. See `avalanche_mgem.bridge.distributed`.
@@ -87,6 +95,8 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
             name, or [*blocks, n]; None where all might.
         last_scores: n of the last iteration, float32 [n] by layer, also where nothing was masked;
             None before the first.
+        last_path: how the gradients of the last iteration that masked rows were made, by layer; see
+            there.
         skipped_steps: how many steps were left out (on_nonfinite="skip"); they leave the two above
             as they were.
 
@@ -167,7 +177,8 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
 
     def before_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Begin to record the magnitudes."""
-        self._gate.open(unwrapped(strategy.model), strategy.mb_x)
+        whole = why_whole(strategy, self) if self._is_active() else "no row is masked"
+        self._gate.open(unwrapped(strategy.model), strategy.mb_x, whole=whole)
 
     def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         """End it."""
