@@ -18,6 +18,7 @@ from avalanche_mgem import (
     MIGUPlugin,
     with_mixed_precision,
 )
+from avalanche_mgem.model import kept_gradients
 
 pytestmark = [pytest.mark.cuda, needs_cuda]
 PLUGINS = {
@@ -79,6 +80,22 @@ def test_the_gate_masks_the_same_rows_and_holds_them(freeze):
     for there, here in zip(masks[DEVICE], masks["cpu"], strict=True):
         assert (there is None) == (here is None)
         assert there is None or all(torch.equal(there[k], here[k]) for k in here)
+
+
+@pytest.mark.parametrize("freeze", ["gradient", "update"])
+def test_gradients_of_masked_rows_are_left_out_with_the_same_result(freeze, monkeypatch):
+    monkeypatch.setattr(kept_gradients, "_A_MOVE", 0)
+    ends = []
+    for least in (-1, 2**60):
+        monkeypatch.setattr(kept_gradients, "_A_CALL_ELSEWHERE", least)
+        plugin = MIGUPlugin(0.5, freeze=freeze, skip_tasks=0)
+        ends.append((parameters_of(trained(DEVICE, [plugin])), plugin))
+    (ours, fused), (others, masked) = ends
+    assert set(fused.last_path.values()) == {"fused"}
+    assert set(masked.last_path.values()) == {"masked: it would take longer"}
+    torch.testing.assert_close(ours, others)
+    for name, mask in masked.last_mask.items():
+        assert torch.equal(fused.last_mask[name], mask)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
