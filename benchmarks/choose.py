@@ -4,7 +4,7 @@
     python benchmarks/choose.py split-mnist --data-root DIR --out DIR
     python benchmarks/choose.py split-cifar100 --data-root DIR --out DIR
 
-Every weight of 0.001 to 10,000, in steps of about 3, is trained with three seeds that workbench.py
+Every weight of 0.01 to 10,000, in steps of 10, is trained with three seeds that workbench.py
 does not use, on nine tenths of each experience's training data. The best has the highest mean ACC
 on the tenth that was held out, no diverged run, and of equals the smallest weight. The test data
 are scored too, and not looked at. What was chosen stands in workbench.py, and for permuted-digits,
@@ -27,7 +27,7 @@ from avalanche_mgem.experiment import METHODS, Method, NamedStream, RunResult, c
 
 SEEDS = (100, 101, 102)
 VALIDATION = 0.1
-WEIGHTS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4)
+WEIGHTS = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4)
 SETTINGS = {"ewc": "ewc_lambda", "si": "si_lambda", "lwf": "alpha"}
 
 

@@ -8,11 +8,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import pytest
 import torch
+from covering import left_to_the_slow_suite
 
 torch.set_num_threads(1)
 # No example database: a test leaves nothing behind. No deadline: a test asserts no time.
 hypothesis.settings.register_profile("house", database=None, deadline=None, derandomize=True)
 hypothesis.settings.load_profile("house")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks
+def pytest_collection_modifyitems(items):
+    """Of a grid that is marked `cover`, leave the combinations to the slow suite."""
+    for item in left_to_the_slow_suite(items):
+        item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

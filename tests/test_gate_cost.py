@@ -33,12 +33,14 @@ def test_every_gate_has_a_row(run, tmp_path):
     with (tmp_path / "gate.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     gates = [(row["freeze"], row["mask_fraction"]) for row in rows]
-    assert gates == [("gradient", "0.7"), ("gradient", "0.4"), ("update", "0.7"), ("update", "0.4")]
+    fractions = ("0.7", "0.4", "0.1")
+    assert gates == [(freeze, T) for freeze in ("gradient", "update") for T in fractions]
     for row in rows:
         assert float(row["quartile_1"]) <= float(row["ratio"]) <= float(row["quartile_3"])
         assert float(row["step_ms"]) > 0
         assert row["verdict"] in ("aim", "reached", "MISSED")
         assert row["machine"]
+        assert 0 <= int(row["fused"]) <= int(row["layers"]) == 2
     assert "update T=0.4" in done.output
 
 

@@ -1,10 +1,18 @@
 """What works without the extras, and what else says: a script that prints both as JSON."""
 
+import contextlib
 import importlib
 import json
 import pkgutil
 import tempfile
 from pathlib import Path
+
+# Python 3.12 has no distutils of its own, which Avalanche's GPUtil imports: setuptools brings it by
+# a file in site-packages, and -S reads none of these.
+with contextlib.suppress(ImportError):
+    from _distutils_hack import add_shim
+
+    add_shim()
 
 from typer.testing import CliRunner
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from avalanche.training.plugins import MIRPlugin, RWalkPlugin
 
+from avalanche_mgem.bridge.beside import refusal
 from avalanche_mgem.bridge.strategy import Strategy
 
 _DIFFERENTIATES = "differentiates the loss with respect to every parameter of the model"
@@ -32,9 +33,3 @@ def refuse_beside_frozen(strategy: Strategy, plugin: object) -> None:
     # By name: both modules of Avalanche that have the class import packages of their own.
     if "LaMAML" in {parent.__name__ for parent in type(strategy).__mro__}:
         raise refusal(plugin, strategy, f"freezes parameters, and LaMAML {_DIFFERENTIATES}")
-
-
-def refusal(plugin: object, other: object, reason: str) -> ValueError:
-    """Return the error that `plugin` does not go together with `other`."""
-    names = type(plugin).__name__, type(other).__name__
-    return ValueError(f"{names[0]} does not go together with {names[1]}: {names[0]} {reason}")

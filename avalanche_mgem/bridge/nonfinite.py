@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable
 from typing import Any, Literal
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from avalanche_mgem.arguments import one_of
 from avalanche_mgem.bridge.finite import all_finite, is_finite
+from avalanche_mgem.bridge.loop import OF_A_STEP, LoopWatch
 from avalanche_mgem.bridge.optimizers import optimizers_of, require_optimizer, stepped_parameters
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.bridge.watch import Action, Order, StepWatch
@@ -25,12 +26,13 @@ OnNonFinite = Literal["raise", "skip"]
 class StepGuard:
     """Sees to it that a step is taken only where loss and gradients are finite.
 
-        guard.start(strategy, name)       # before an experience
+        guard.start(strategy, plugin)     # before an experience
         guard.open(strategy)              # before an iteration, and before anything runs forward
         guard.add_loss(strategy)          # after a backward pass
         guard.watch(strategy)             # before the optimiser's step
         if guard.allows(strategy): ...
         guard.close()                     # after it
+        guard.end(strategy, release)      # after an iteration, and after the experience
 
     Several iterations before one step, as when gradients are accumulated, are one step: it is
     closed once.
@@ -69,6 +71,7 @@ class StepGuard:
         self.on_nonfinite = one_of("on_nonfinite", on_nonfinite, ("raise", "skip"))
         self.skipped_steps = 0
         self._watch = StepWatch()
+        self._loop = LoopWatch()
         self._begin()
 
     def __getstate__(self) -> dict[str, object]:
@@ -85,14 +88,30 @@ class StepGuard:
         """Whether the step that has begun is skipped."""
         return self._skips
 
-    def start(self, strategy: Strategy, plugin: str) -> None:
+    def start(
+        self, strategy: Strategy, plugin: object, events: Collection[str] = OF_A_STEP
+    ) -> None:
         """Begin an experience; forget a step that an error has ended.
 
+        events: of a step, which the plugin needs.
+
         Raises:
-            ValueError: the strategy has no optimiser; the plugin is named.
+            ValueError: the strategy has no optimiser, or a training loop that never calls the
+                plugin; the plugin is named.
         """
-        require_optimizer(strategy, plugin)
+        require_optimizer(strategy, type(plugin).__name__)
+        self._loop.start(strategy, plugin, events)
         self._begin()
+
+    def end(self, strategy: Strategy, release: Callable[[], None]) -> None:
+        """End an iteration, or an experience.
+
+        release: is called before an error.
+
+        Raises:
+            RuntimeError: the training loop has moved parameters without an event that is needed.
+        """
+        self._loop.end(strategy, release)
 
     def release(self) -> None:
         """Take off what a step that an error has ended has left."""
@@ -117,6 +136,8 @@ class StepGuard:
 
     def open(self, strategy: Strategy) -> None:
         """Begin a step, unless one has begun that is not over."""
+        self._loop.begin(strategy)
+        self._loop.saw("before_training_iteration")
         if self._is_open:
             return
         self._reset()
@@ -127,12 +148,14 @@ class StepGuard:
 
     def add_loss(self, strategy: Strategy) -> None:
         """Note the loss of a minibatch; it is looked at before the step."""
+        self._loop.saw("after_backward")
         loss = strategy.loss
         if isinstance(loss, Tensor) and loss.is_floating_point():
             self._losses.append(loss.detach())
 
     def watch(self, strategy: Strategy, *actions: Action) -> None:
         """Look at the gradients that the step makes itself, before these actions of the plugin."""
+        self._loop.saw("before_update")
         check = Action(Order.CHECK, self._check, prepare=self._keep, late=True)
         own = [check] if _guards(strategy, self)[0] is self else []
         self._watch.open(strategy, *own, *actions)
@@ -224,6 +247,7 @@ class StepGuard:
         Raises:
             RuntimeError: it has made gradients anew that could not be restricted, see `StepWatch`.
         """
+        self._loop.saw("after_update")
         if self._skips:
             self._put_back()
         for parameter in self._without:

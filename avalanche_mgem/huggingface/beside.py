@@ -14,7 +14,8 @@ from avalanche.training.plugins import (
 )
 from avalanche.training.supervised.icarl import _ICaRLPlugin
 
-from avalanche_mgem.bridge.frozen import refusal, refuse_beside_frozen
+from avalanche_mgem.bridge.beside import refusal, refuse_beside_packnet
+from avalanche_mgem.bridge.frozen import refuse_beside_frozen
 from avalanche_mgem.bridge.strategy import Strategy
 
 Applies = Callable[[Any], bool]
@@ -67,6 +68,9 @@ def refuse_beside_adapters(strategy: Strategy, plugin: object, *, one_each_task:
         ValueError: one that does not, by name and with the reason.
     """
     refuse_beside_frozen(strategy, plugin)
+    refuse_beside_packnet(
+        strategy, plugin, "puts adapters on layers that PackNet multiplies by around their own call"
+    )
     for other in strategy.plugins:
         if isinstance(other, RARPlugin):
             raise refusal(plugin, other, "puts layers into the model that torch.fx cannot trace")

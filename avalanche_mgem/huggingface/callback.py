@@ -43,7 +43,9 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
     all of them, where the Trainer wraps the model in DistributedDataParallel.
 
     The Trainer clips gradients before `on_pre_optimizer_step`: the norm that it clips and logs is
-    that of all rows, the masked ones too.
+    that of all rows, the masked ones too. So with `max_grad_norm` (1.0 unless it is set) their
+    gradients are computed. With max_grad_norm=0, and one forward pass in each step, they are not,
+    which is faster; see `last_path` and `MIGUPlugin`. The norm that is logged lacks them then.
 
     With gradient_accumulation_steps=k, transformers 5 divides the loss by k for models alone that
     take no further keywords, and leaves it to all others to divide theirs by `num_items_in_batch`.
@@ -112,9 +114,13 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
         self.tasks = 0
         self._hooks: list[RemovableHandle] = []
         self._in_step = False  # whether the processes are known to be
+        self._whole = _NOT_KNOWN  # why gradients must be whole
 
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_hooks": []}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update({"_whole": _NOT_KNOWN, **state})  # of a pickle that is older
 
     @property
     def draws(self) -> int:
@@ -145,6 +151,7 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
         require_whole_parameters(kwargs["model"], "MIGUCallback")
         self._in_step = False
         self._close()
+        self._whole = _why_whole(args) or _NOT_KNOWN
         self._gate.find(kwargs["model"])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -153,15 +160,18 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
         self._gate.reset()
         self._gate.begin()
         model: nn.Module = kwargs["model"]
+        whole = self._whole if self.tasks >= self.skip_tasks else "no row is masked"
         # Not always_call: the gate has a guard of its own against a forward pass that fails.
         self._hooks = [
-            model.register_forward_pre_hook(_Open(self._gate), with_kwargs=True),
+            model.register_forward_pre_hook(_Open(self._gate, whole), with_kwargs=True),
             model.register_forward_hook(_Close(self._gate)),
         ]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Mask the gradients, and hold the rows through the step (freeze="update")."""
         self._close()
+        if self._whole == _NOT_KNOWN:
+            self._whole = "" if self._gate.passes == 1 else "several forward passes in a step"
         if not self._in_step:
             require_in_step(kwargs["model"])
             self._in_step = True
@@ -193,12 +203,13 @@ class _Open:
     """Opens the gate's window when a training pass of the model begins; a copy does nothing."""
 
     gate: RowGate
+    whole: str
 
     def __call__(
         self, module: nn.Module, arguments: tuple[Any, ...], batch: Mapping[str, Any]
     ) -> None:
         if module.training and torch.is_grad_enabled():
-            self.gate.open(module, batch)
+            self.gate.open(module, batch, whole=self.whole)
 
     def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
         return _no_hook, ()
@@ -223,6 +234,19 @@ def _no_hook() -> Callable[..., None]:
 
 def _do_nothing(*arguments: object) -> None:
     """Stand for a hook in a copy of the model."""
+
+
+# How many forward passes a step has is seen in the first one.
+_NOT_KNOWN = "the first step of this training"
+
+
+def _why_whole(args: Any) -> str:
+    """Return why the gradients of masked rows must be computed; "": nothing of these says so."""
+    if args.gradient_accumulation_steps > 1:
+        return "gradient_accumulation_steps"
+    if args.max_grad_norm:
+        return "max_grad_norm, which is of all rows"
+    return "fp16, whose scaler must see what overflows" if args.fp16 else ""
 
 
 def _check(args: Any, score: str) -> None:

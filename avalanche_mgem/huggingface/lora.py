@@ -19,6 +19,7 @@ from torch import Tensor
 
 from avalanche_mgem.arguments import finite, one_of, positive_int
 from avalanche_mgem.bridge.boundaries import task_boundary
+from avalanche_mgem.bridge.optimizers import require_optimizer
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.huggingface.adapters import (
     Adapter,
@@ -74,12 +75,12 @@ class LoRAPlugin(SupervisedPlugin):
             states are never drawn from by the plugin (dropout draws, as all dropout does).
 
     Raises:
-        ValueError: an argument out of range, at construction; at the first experience, a plugin of
-            Avalanche that does not go together with frozen parameters or with adapters, a model
-            without a layer that can be adapted, names that match none (with the nearest ones) or a
-            layer that no adapter fits, such as a convolution whose groups do not divide the rank,
-            a model that has adapters of somebody else; in the first step, a named target whose
-            layers have no gradient.
+        ValueError: an argument out of range, at construction; at the first experience, a strategy
+            without an optimiser, a plugin of Avalanche that does not go together with frozen
+            parameters or with adapters, a model without a layer that can be adapted, names that
+            match none (with the nearest ones) or a layer that no adapter fits, such as a
+            convolution whose groups do not divide the rank, a model that has adapters of somebody
+            else; in the first step, a named target whose layers have no gradient.
         RuntimeError: no adapter has a gradient in the first step.
         ImportError: peft is not installed.
     """
@@ -107,6 +108,7 @@ class LoRAPlugin(SupervisedPlugin):
 
     def before_train_dataset_adaptation(self, strategy: Strategy, **kwargs: Any) -> None:
         """Put the adapter into the model where it has none yet."""
+        require_optimizer(strategy, type(self).__name__)
         refuse_beside_adapters(strategy, self, one_each_task=self._one_each_task)
         known = adapter_names(strategy.model)
         require_own(strategy.model, [self._name(index) for index in range(len(known))], self)

@@ -149,9 +149,10 @@ def combined(name: str, methods: Sequence[Method]) -> Method:
     """Return the method that has the plugins of all `methods`, under the name `name`.
 
     Adapters come first, because they add parameters; then what has a memory or a penalty; then what
-    projects the gradient; MIGU last, so that nothing moves what it holds still. The settings are
-    those of the methods, but for MIGU's mask_fraction: beside replay or O-LoRA it is the paper's
-    for that. A setting that several of them have goes by method and name, as "mgem-d.seed".
+    projects the gradient, mGEM behind GEM and A-GEM; MIGU last, so that nothing moves what it holds
+    still. The settings are those of the methods, but for MIGU's mask_fraction: beside replay or
+    O-LoRA it is the paper's for that. A setting that several of them have goes by method and name,
+    as "mgem-d.seed".
 
     Raises:
         ValueError: a method that is no plugin to plain training, a plugin that comes twice.
@@ -191,9 +192,10 @@ def _place(part: Part) -> int:
     if _is(part, *_LORA):
         return 0
     if _is(part, known.MIGU_PLUGIN):
+        return 4
+    if _is(part, known.MGEM_PLUGIN):
         return 3
-    projects = part.plugin in (agem_plugin, gem_plugin) or _is(part, known.MGEM_PLUGIN)
-    return 2 if projects else 1
+    return 2 if part.plugin in (agem_plugin, gem_plugin) else 1
 
 
 def _is(part: Part, *kinds: Lazy) -> bool:

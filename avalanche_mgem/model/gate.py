@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from avalanche_mgem.arguments import as_list, flag, one_of, positive_int
 from avalanche_mgem.model.account import MOST_LEFT_OUT, Account, account
+from avalanche_mgem.model.distributed import n_processes
 from avalanche_mgem.model.fused import Fused, check_fused
 from avalanche_mgem.model.heads import Heads, HeadWatch
 from avalanche_mgem.model.holding import kept_rows_of, mask_gradients
+from avalanche_mgem.model.kept_gradients import KeptGradients
 from avalanche_mgem.model.layers import (
     find_gated_layers,
     find_heads,
@@ -41,7 +43,7 @@ from avalanche_mgem.model.step_hold import StepHold, hold_rows
 from avalanche_mgem.model.targets import TargetModules, check_target_modules, inside
 from avalanche_mgem.model.uncalled import as_product, can_be_product
 from avalanche_mgem.model.units import GatedLayer
-from avalanche_mgem.restriction.rows import Normalize, kept_rows_of_layers, n_masked
+from avalanche_mgem.restriction.rows import Normalize, kept_rows_of_layers, n_masked, refuse_nan
 
 Score = Literal["output", "gradient", "weight", "random"]
 Freeze = Literal["gradient", "update"]
@@ -77,10 +79,14 @@ class RowGate:
         last_scores: of the last step, float32 [n] by layer, or [*blocks, n]; None before the first.
         last_mask: which rows the last step might move, bool of the same shapes; None where it was
             free.
+        last_path: how the gradients of the last step that masked rows were made, "fused" or
+            "masked: " and the reason, by layer; None before the first.
+        passes: how many forward passes this step has had.
         draws: how many steps have drawn their rows (score="random").
     """
 
     _hooks_are_enough = False  # to hold rows: seen in a step of this experience
+    last_path: dict[str, str] | None = None
 
     def __init__(
         self,
@@ -113,6 +119,9 @@ class RowGate:
         self.last_scores: dict[str, Tensor] | None = None
         self.last_mask: dict[str, Tensor] | None = None
         self._recorder = MagnitudeRecorder(normalize)
+        self._kept_gradients = KeptGradients()
+        self.passes = 0
+        self._mistrusts = False  # those who say that a step has one
         self.last_account: Account | None = None
         self._head_names: list[str] = []
         self._heads = HeadWatch()
@@ -130,7 +139,12 @@ class RowGate:
         self.draws = 0
 
     def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_hold": None, "_resolved": None, "_hidden": []}
+        own: dict[str, object] = {"_hold": None, "_resolved": None, "_hidden": []}
+        return {**vars(self), **own, "_kept_gradients": KeptGradients()}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        added = {"_kept_gradients": KeptGradients(), "passes": 0, "_mistrusts": False}
+        vars(self).update({**added, **state})  # of a checkpoint that is older
 
     def find(self, model: nn.Module) -> None:
         """Find the gated layers of `model`.
@@ -147,8 +161,9 @@ class RowGate:
             _refuse_compiled(model)
         self._choose(model)
         self._encoder_decoder = is_encoder_decoder(model)
-        self.last_scores = self.last_mask = self._kept = None
+        self.last_scores = self.last_mask = self.last_path = self._kept = None
         self._recorder.reset()
+        self._kept_gradients, self.passes, self._mistrusts = KeptGradients(), 0, False
         self._resolved, self._hidden = None, []
 
     def _choose(self, model: nn.Module) -> None:
@@ -192,31 +207,85 @@ class RowGate:
         self._kept = None
         if self._over:
             self._recorder.reset()
-            self._over, self._resolved = False, None
+            self._kept_gradients.begin()
+            self._over, self._resolved, self.passes = False, None, 0
 
-    def open(self, model: nn.Module, batch: object = None) -> None:
+    def open(
+        self, model: nn.Module, batch: object = None, *, whole: str = "whole gradients are read"
+    ) -> None:
         """Record the layers' outputs until `close`, or until the forward pass fails.
 
-        batch: the input of the model, a mapping that has an attention mask where padding is to be
-        ignored; ValueError where it has none.
+        Args:
+            model: as always.
+            batch: the input of the model, a mapping that has an attention mask where padding is to
+                be ignored; ValueError where it has none.
+            whole: why the gradients of masked rows must be computed too. "": they need not, which
+                says that this forward pass is the only one of the step, that rows are masked in
+                it, and that nobody reads gradients before `mask`. See
+                `avalanche_mgem.model.kept_gradients`.
         """
         self.begin()
+        if self.passes > 0:
+            self._go_on()
+        self.passes += 1
         layers = self._layers(model)
         if self._heads_unseen:
             found = resolve_gated_layers(model, self._candidates, fused=self.fused)
             layers = self._as_seen(model, found)
-            self._heads.open(gateable_layers(model))
+        self._kept_gradients.open(layers, self.mask_fraction, self._why_whole(whole))
         if self.score == "output":
             masks = self._token_masks(batch) if self.ignore_padding else None
-            self._recorder.open(layers, token_mask=masks, guard=model, on_error=self._heads.close)
+            self._recorder.open(
+                layers,
+                token_mask=masks,
+                guard=model,
+                on_error=self._heads.close,
+                replace=self._kept_gradients.output,
+            )
+        if self._heads_unseen:
+            self._heads.open(gateable_layers(model))  # last: it sees what the model goes on with
+
+    def _why_whole(self, reason: str) -> str:
+        if self.mask_fraction == 0:
+            return "nothing is masked"
+        if self.score != "output":
+            return f"score={self.score!r}"
+        if n_processes() > 1:
+            return "the scores are those of several processes"
+        further = "several forward passes before one mask"
+        return reason or (further if self._mistrusts or self.passes > 1 else "")
+
+    def _go_on(self) -> None:
+        """Compute whole gradients in a step that has another forward pass."""
+        used = self._kept_gradients.abandon("several forward passes before one mask")
+        if used and not self._mistrusts:
+            self._mistrusts = True
+            warnings.warn(
+                "a second forward pass began after a backward pass of the same step: the rows of "
+                "this step are those of its first; all later ones are chosen by all passes",
+                stacklevel=3,
+            )
 
     def close(self, model: nn.Module | None = None, output: object = None) -> None:
-        """End what `open` began; with the model and its output, learn which layers are heads."""
+        """End what `open` began; with the model and its output, learn which layers are heads.
+
+        Without the model, as after an error, all gradients are computed whole.
+        """
         self._recorder.close()
         watched = self._heads.is_open
         self._heads.close(output)
         if model is not None and watched and self._heads_unseen:
             self._see_heads(model)
+        self._decide(model is not None)
+
+    def _decide(self, is_over: bool) -> None:
+        """Choose the rows of the layers that compute the gradients of kept rows alone."""
+        if names := self._kept_gradients.undecided():
+            scores = self._recorder.scores() if is_over else {}
+            gated = {*names} & {*self.names}  # not what has turned out to be a head
+            own = {name: scores[name] for name in names if name in gated and name in scores}
+            kept = kept_rows_of_layers(own, self.mask_fraction, check=False)
+            self._kept_gradients.decide(kept)
 
     def kept(self, model: nn.Module) -> dict[str, Tensor]:
         """Return which rows may move in this step, bool [n] by layer, or [*blocks, n].
@@ -230,8 +299,13 @@ class RowGate:
         """
         if self._kept is None:
             self.look(model)
-            assert self.last_scores is not None
-            self._kept = kept_rows_of_layers(self.last_scores, self.mask_fraction)
+            scores, decided = self.last_scores, self._kept_gradients.decided
+            assert scores is not None
+            refuse_nan({name: scores[name] for name in decided}, self.mask_fraction)
+            others = {name: score for name, score in scores.items() if name not in decided}
+            found = kept_rows_of_layers(others, self.mask_fraction)
+            chosen = {**found, **decided}
+            self._kept = {name: chosen[name] for name in scores}
             self.last_mask = self._kept
         return self._kept
 
@@ -285,8 +359,11 @@ class RowGate:
     def mask(self, model: nn.Module) -> None:
         """Make the gradients zero of the rows that may not move; None stays None."""
         kept = self.kept(model)
+        layers = self._layers(model)
         if self.mask_fraction > 0:
-            mask_gradients(self._layers(model), kept)
+            whole = [each for each in layers if not self._kept_gradients.is_masked(each)]
+            self.last_path = self._kept_gradients.settle(layers)
+            mask_gradients(whole, kept)
         if self.ungated == "freeze":
             for _, parameter in self._ungated(model):
                 # No optimiser touches what has no gradient, nor its state.
@@ -305,6 +382,10 @@ class RowGate:
         hides = self.ungated == "freeze" and not all(map(moves_by_gradient_alone, optimizers))
         if rows or hides:
             ungated = [p for _, p in self._ungated(model) if p.requires_grad] if hides else []
+            if hides:
+                # A step in two parts, as SAM's, expects a gradient in the first where there is one
+                # in the second; what moves by one of zeros is put back.
+                self._hidden = [(each, _zeroed(each, known)) for each, known in self._hidden]
             self._hold = hold_rows(
                 optimizers,
                 self._layers(model) if rows else (),
@@ -320,7 +401,7 @@ class RowGate:
         """
         hidden, self._hidden = self._hidden, []
         for parameter, gradient in hidden:
-            if parameter.grad is None:
+            if parameter.grad is None or not parameter.grad.any():
                 parameter.grad = gradient
 
     def release(self) -> None:
@@ -429,6 +510,15 @@ class ShowsGate:
         return self._gate.last_mask
 
     @property
+    def last_path(self) -> dict[str, str] | None:
+        """How the gradients of the last step that masked rows were made, by layer; None: none did.
+
+        "fused": those of masked rows were not computed, which makes a step faster. "masked: " and
+        the reason why not: all were, and then masked.
+        """
+        return self._gate.last_path
+
+    @property
     def last_scores(self) -> dict[str, Tensor] | None:
         """The scores of the last step."""
         return self._gate.last_scores
@@ -438,6 +528,12 @@ def _is_trained_now(layer: GatedLayer) -> bool:
     """Whether the last backward pass has reached a layer."""
     gradients = [rows.parameter.grad for rows in layer.rows]
     return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+
+
+def _zeroed(parameter: nn.Parameter, gradient: Tensor) -> Tensor:
+    """Put zeros for a gradient that was taken away, and return that."""
+    parameter.grad = torch.zeros_like(gradient)
+    return gradient
 
 
 def _warn_of_left_out(found: Account) -> bool:

@@ -29,6 +29,9 @@ from avalanche_mgem.restriction.rows import (
     token_magnitudes,
 )
 
+# What the model goes on with instead of a layer's output; None: with the output.
+Replace = Callable[[GatedLayer, Call], Tensor | None]
+
 
 class MagnitudeRecorder:
     """Adds up the magnitudes of gated layers' outputs while a window is open.
@@ -66,6 +69,7 @@ class MagnitudeRecorder:
         token_mask: TokenMask = None,
         guard: nn.Module | None = None,
         on_error: Callable[[], object] | None = None,
+        replace: Replace | None = None,
     ) -> MagnitudeRecorder:
         """Open a window on these layers; one that is still open is closed first.
 
@@ -77,6 +81,8 @@ class MagnitudeRecorder:
             on_error: called when a forward pass of `guard` fails.
             guard: the model, when `close` is called at an event that an error in its forward pass
                 would skip: then the error closes the window.
+            replace: called with each layer and its call after its sum was taken; what it returns,
+                if not None, the model goes on with instead of the layer's output.
         """
         self.close()
         watched: dict[nn.Module, list[GatedLayer]] = {}
@@ -84,7 +90,7 @@ class MagnitudeRecorder:
             if isinstance(layer.source, Product):
                 watched.setdefault(layer.module, []).append(layer)
                 continue
-            hook = _Hook(self, layer, _mask_of(token_mask, layer))
+            hook = _Hook(self, layer, _mask_of(token_mask, layer), replace)
             self._hooks.append(layer.module.register_forward_hook(hook, with_kwargs=True))
         for module, own in watched.items():
             watch = ProductWatch(own, _mask_of(token_mask, own[0]), self)
@@ -200,6 +206,7 @@ class _Hook:
     recorder: MagnitudeRecorder
     layer: GatedLayer
     token_mask: Tensor | None
+    replace: Replace | None = None
 
     def __call__(
         self,
@@ -207,7 +214,7 @@ class _Hook:
         arguments: tuple[Any, ...],
         keywords: Mapping[str, Any],
         output: object,
-    ) -> None:
+    ) -> Tensor | None:
         layer = self.layer
         assert not isinstance(layer.source, Product)
         call = Call(module, arguments, keywords, output)
@@ -215,9 +222,10 @@ class _Hook:
         sums = [self._sum(own) for own in outputs]
         if not layer.blocks:
             self.recorder.add(layer.name, *sums[0])
-            return
+            return None if self.replace is None else self.replace(layer, call)
         counts = [torch.as_tensor(count, device=total.device) for total, count in sums]
         self.recorder.add(layer.name, torch.stack([s for s, _ in sums]), torch.stack(counts))
+        return None
 
     def _sum(self, output: Tensor) -> tuple[Tensor, int | Tensor]:
         """The sum of an output's magnitudes, and the number of its tokens."""

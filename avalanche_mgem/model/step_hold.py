@@ -21,7 +21,13 @@ from avalanche_mgem.model.optimizers import (
     optimizers_within,
     stepping_optimizer,
 )
-from avalanche_mgem.model.stand_in import KeptRows, is_element_wise, step_kept_rows
+from avalanche_mgem.model.stand_in import (
+    KeptRows,
+    is_element_wise,
+    is_mostly_kept,
+    step_kept_rows,
+    step_whole,
+)
 from avalanche_mgem.model.units import GatedLayer
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -49,9 +55,10 @@ def hold_rows(
     a row moves where all of them keep it.
 
     torch's own element-wise optimisers (SGD, Adam, AdamW, ...) are shown the kept rows only, as
-    small parameters of their own: on a CPU one after another, which takes hardly any memory and on
-    the whole no longer than a plain step; on an accelerator all at once. An error in a step leaves
-    some rows stepped and others not, as it does in a plain one, but masked rows untouched. The kept
+    small parameters of their own: on a CPU a few at a time, which takes hardly any memory and on
+    the whole no longer than a plain step; on an accelerator all at once. Of a large parameter of
+    which more than two thirds are kept, the masked rows are put back instead. An error in a step
+    leaves some rows stepped and others not, as in a plain one, but masked rows untouched. The kept
     rows move as in a plain step, to the bit but for kernels that round the last few elements of a
     tensor differently (torch's fused ones on a CPU, and most in half precision).
 
@@ -150,7 +157,11 @@ class StepHold:
         masks = [rows for rows in masks if id(rows.parameter) not in still]
         has_closure = kwargs.get("closure", args[1] if len(args) > 1 else None) is not None
         if not has_closure and is_element_wise(optimizer, masks):
-            return (step_kept_rows(optimizer, masks, still), *args[1:]), kwargs
+            mostly = [rows for rows in masks if is_mostly_kept(rows)]
+            _step_and_put_back(optimizer, mostly)
+            stepped = {id(rows.parameter) for rows in mostly}
+            masks = [rows for rows in masks if id(rows.parameter) not in stepped]
+            return (step_kept_rows(optimizer, masks, {*still, *stepped}), *args[1:]), kwargs
         put_back = _PutBack(optimizer, masks, list(still.values()))
         ends[-1] = put_back.end
         return put_back.arguments(args, kwargs)
@@ -162,6 +173,19 @@ class StepHold:
             end = ends.pop()
             if end is not None:
                 end()
+
+
+def _step_and_put_back(optimizer: optim.Optimizer, masks: _Masks) -> None:
+    """Step parameters one by one, with copies of one's masked rows at a time."""
+    for rows in masks:
+        if rows.parameter.grad is None:
+            continue
+        held = hold_copies([rows], [optimizer])
+        try:
+            step_whole(optimizer, rows.parameter)
+        finally:
+            for copies in held:
+                copies.restore()
 
 
 def _copies(

@@ -84,8 +84,14 @@ def why_none_is_gated(model: nn.Module, names: Sequence[str]) -> str:
     ]
     if trained:
         return f"the weights of {_listed(trained)} are no parameters with rows of their own"
-    also = ", and so are its LoRA adapters, or they are switched off" if kinds else ""
-    return f"the weights of {_listed(names)} are frozen{also}"
+    said, where = f"the weights of {_listed(names)} are frozen", kinds.get("LoRA", [])
+    if on_others := [name for name in where if _trains(model.get_submodule(name))]:
+        return f"{said}, and its LoRA adapters are on others ({_listed(on_others)})"
+    return f"{said}, and so are its LoRA adapters, or they are switched off" if where else said
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _named(directory: str) -> str:

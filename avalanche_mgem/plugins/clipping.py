@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from avalanche_mgem.arguments import finite, flag
+from avalanche_mgem.bridge.loop import LoopWatch
 from avalanche_mgem.bridge.nonfinite import place
 from avalanche_mgem.bridge.optimizers import require_optimizer, stepped_parameters
 from avalanche_mgem.bridge.strategy import Strategy
@@ -43,8 +44,10 @@ class ClipGradientPlugin(SupervisedPlugin):
             was taken.
 
     Raises:
-        ValueError: an argument out of range, at construction; a strategy without an optimiser.
-        RuntimeError: the optimiser does not call torch's hooks, after its first step.
+        ValueError: an argument out of range, at construction; a strategy without an optimiser, or
+            of Avalanche's meta-learning.
+        RuntimeError: the optimiser does not call torch's hooks, or the training loop not this
+            plugin, after the first step.
         FloatingPointError: the norm is infinite or NaN, which that of finite gradients beyond 1e19
             is too; no parameter has moved then.
     """
@@ -60,10 +63,11 @@ class ClipGradientPlugin(SupervisedPlugin):
             self.norm_type = finite("norm_type", norm_type, minimum=0.0, above=True)
         self.error_if_nonfinite = flag("error_if_nonfinite", error_if_nonfinite)
         self._norm: Tensor | None = None
-        self._watch = StepWatch()
+        self._watch, self._loop = StepWatch(), LoopWatch()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({"_watch": StepWatch(), **state})  # of a checkpoint that is older
+        # Of a checkpoint that is older.
+        self.__dict__.update({"_watch": StepWatch(), "_loop": LoopWatch(), **state})
 
     @property
     def last_norm(self) -> float | None:
@@ -75,14 +79,28 @@ class ClipGradientPlugin(SupervisedPlugin):
         require_optimizer(strategy, "ClipGradientPlugin")
         self.release_hooks()
 
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
+        """Refuse training loops that never call this."""
+        self._loop.start(strategy, self, events=("before_update", "after_update"))
+
     def before_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """Clip as soon as the optimiser's step begins."""
+        self._loop.saw("before_update")
         self._norm = None
         self._watch.open(strategy, Action(Order.CLIP, self._act, is_due=True))
 
     def after_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """Take the hook off."""
+        self._loop.saw("after_update")
         self._watch.close()
+
+    def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
+        """See to it that the training loop has called what this acts on."""
+        self._loop.end(strategy, self.release_hooks)
+
+    def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
+        """See to that again, for a loop that calls nothing at all."""
+        self._loop.end(strategy, self.release_hooks)
 
     def release_hooks(self) -> None:
         """Take off what a step that an error has ended has left."""

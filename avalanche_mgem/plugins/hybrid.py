@@ -12,6 +12,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 
 from avalanche_mgem.arguments import as_list, finite, one_of, positive_int
+from avalanche_mgem.bridge.beside import refuse_beside_cwr
 from avalanche_mgem.bridge.boundaries import Boundary, task_boundary
 from avalanche_mgem.bridge.changes import watch_minibatch
 from avalanche_mgem.bridge.collation import Collate, collate_of
@@ -214,6 +215,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         """Thaw what an interrupted training left frozen; begin anew in a new strategy."""
         if self.mode != "initialized":
             refuse_beside_frozen(strategy, self)
+            refuse_beside_cwr(strategy, self, "chooses among the modules before the last layer")
         forget_epoch(strategy)
         model = unwrapped(strategy.model)
         self._freezer.release(model)
@@ -239,7 +241,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         self._is_new, self._waits = True, False
         self._drop_hold()
         self._watches = self.heads is None
-        self._guard.start(strategy, "HybridMagnitudePlugin")
+        self._guard.start(strategy, self, events=())  # what is frozen needs no gradient anyway
         self._boundary = task_boundary(strategy.experience)
         if not self._boundary.known and self.decide_every is None and self.mode != "initialized":
             raise ValueError(

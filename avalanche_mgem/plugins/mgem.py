@@ -14,6 +14,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 
 from avalanche_mgem.arguments import finite, one_of, positive_int
+from avalanche_mgem.bridge.beside import refuse_before_projections, refuse_beside_packnet
 from avalanche_mgem.bridge.boundaries import task_boundary
 from avalanche_mgem.bridge.changes import watch_minibatch
 from avalanche_mgem.bridge.classes import class_targets
@@ -174,11 +175,13 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         ValueError: an argument out of range, at construction. Before the first iteration: a
             partition that does not fit the model (of lazy layers, after the first forward pass);
             samples that make no batch to train on, or have no class where one is needed; a loss
-            that says nothing about past tasks; a strategy without an optimiser. Before the first
-            step: another plugin changes minibatches or outputs on its events, where the memory's do
+            that says nothing about past tasks; a strategy without an optimiser, or of Avalanche's
+            that this does not go together with (docs/combinations.md). Before the first step:
+            another plugin changes minibatches or outputs on its events, where the memory's do
             not pass.
         RuntimeError: restrict="gradient", and an optimiser has moved by gradients that its step has
-            made, without calling the hooks of torch's optimisers.
+            made, without calling the hooks of torch's optimisers; a training loop has moved the
+            parameters without calling this plugin.
         FloatingPointError: what is not finite (on_nonfinite="raise"); running statistics have seen
             the minibatch by then.
     """
@@ -298,6 +301,9 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Check partition, size and samples; open the memory of a task that starts."""
         require_whole_parameters(strategy.model, "MGEMPlugin")
+        refuse_beside_packnet(strategy, self, "needs gradients on past tasks, and PackNet has none")
+        if self.restrict == "gradient":
+            refuse_before_projections(strategy, self, "restrict='update'")
         self.memory.agree()
         boundary = task_boundary(strategy.experience)
         self._boundaries_known = boundary.known
@@ -317,7 +323,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
                 f"step, such as MIGUPlugin, got {self._rows.refresh_every}"
             )
         self._rows.start_experience()
-        self._guard.start(strategy, "MGEMPlugin")
+        self._guard.start(strategy, self)
         self._check_samples(strategy, tries=boundary.starts or self._experience == 0)
         watch_minibatch(strategy)
 
@@ -431,10 +437,12 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
 
     def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         """Let the memory's ring keep in step (memory_selection="ring")."""
+        self._guard.end(strategy, self.release_hooks)
         self.memory.advance(samples_a_step(strategy))
 
     def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Take samples of the experience; close the memory of a task that ends."""
+        self._guard.end(strategy, self.release_hooks)
         dataset = strategy.experience.dataset
         self.memory.observe_dataset(dataset, collate_of(strategy.dataloader, dataset))
         if task_boundary(strategy.experience).ends:

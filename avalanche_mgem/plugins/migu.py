@@ -7,6 +7,7 @@ from typing import Any
 from avalanche.training.plugins import SupervisedPlugin
 
 from avalanche_mgem.arguments import positive_int
+from avalanche_mgem.bridge.beside import refuse_beside_cwr, refuse_beside_packnet
 from avalanche_mgem.bridge.boundaries import task_boundary
 from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard
 from avalanche_mgem.bridge.optimizers import optimizers_of
@@ -14,6 +15,7 @@ from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.bridge.still import Still
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.bridge.watch import Action, Order
+from avalanche_mgem.bridge.whole_gradients import why_whole
 from avalanche_mgem.model.distributed import (
     require_whole_parameters,
     unwrapped,
@@ -40,6 +42,13 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
     `after_update`, so a strategy must trigger `before_update` and `after_update` only where its
     optimiser steps.
 
+    Which rows are masked is known when the forward pass ends. Where nothing else needs them, the
+    gradients of masked rows of Linear, Conv2d and Conv1D layers are not even computed, which makes
+    large layers train faster than without the plugin; `last_path` says of which, and why not of the
+    others. Masks are the same either way, and gradients of kept rows differ by rounding. What is
+    not computed cannot overflow either: of a gradient that is infinite or NaN in masked rows alone
+    `on_nonfinite` learns nothing then.
+
     Several processes, the model in DistributedDataParallel: n is over the minibatches of all, and
     all mask the same rows. See `avalanche_mgem.bridge.distributed`.
 
@@ -61,7 +70,9 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
             "update" (ours): masked rows and their part of the optimiser's state are the same to the
             bit after the step, whatever the optimiser, those inside of another (SAM, lookahead) and
             further ones of the strategy too. Gradients that a step makes itself, by a closure or
-            between two parts, are masked each.
+            between two parts, are masked each. Muon makes the update orthogonal, which leaves rows
+            of zeros as they are and the others longer (1.5 times in a weight [64, 32] with 0.7
+            masked); its momentum moves masked rows under "gradient", so use "update" with it.
         ungated: what becomes of parameters that are neither rows of a gated layer nor in a head,
             such as biases, norms and embeddings, where rows are masked: "train" (as published) or
             "freeze" (ours).
@@ -84,17 +95,21 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
             name, or [*blocks, n]; None where all might.
         last_scores: n of the last iteration, float32 [n] by layer, also where nothing was masked;
             None before the first.
+        last_path: how the gradients of the last iteration that masked rows were made, by layer; see
+            there.
         skipped_steps: how many steps were left out (on_nonfinite="skip"); they leave the two above
             as they were.
 
     Raises:
         ValueError: an argument out of range, at construction; a target that matches nothing, a
             model without a layer to gate or, with score="output", a compiled one, before the first
-            iteration; ignore_padding=True, and an input without an `attention_mask`.
+            iteration; a strategy or plugin of Avalanche's that this does not go together with
+            (docs/combinations.md); ignore_padding=True, and an input without an `attention_mask`.
         RuntimeError: parameters or gradients are not the same in all processes, before the first
             step of an experience; score="output", and no output of a gated layer was seen in a
             step; freeze="gradient", and an optimiser has moved by gradients that its step has made,
-            without calling the hooks of torch's optimisers.
+            without calling the hooks of torch's optimisers; a training loop has moved the
+            parameters without calling this plugin.
         FloatingPointError: what is not finite (on_nonfinite="raise"), before the optimiser's step;
             running statistics have seen the minibatch by then.
     """
@@ -145,6 +160,9 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Find the layers; count the task that starts."""
         require_whole_parameters(strategy.model, "MIGUPlugin")
+        refuse_beside_packnet(strategy, self, "reads outputs of layers that PackNet never calls")
+        refuse_beside_cwr(strategy, self, "gates layers before the last")
+        self._guard.start(strategy, self)
         self._gate.find(unwrapped(strategy.model))
         boundary = task_boundary(strategy.experience)
         self._boundaries_known = boundary.known
@@ -152,7 +170,6 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
         again = self._unfinished == (place := strategy.experience.current_experience)
         self._tasks += boundary.starts and not again
         self._unfinished = place
-        self._guard.start(strategy, "MIGUPlugin")
 
     def before_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         """Remember what a skipped step must put back (on_nonfinite="skip")."""
@@ -160,7 +177,8 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
 
     def before_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Begin to record the magnitudes."""
-        self._gate.open(unwrapped(strategy.model), strategy.mb_x)
+        whole = why_whole(strategy, self) if self._is_active() else "no row is masked"
+        self._gate.open(unwrapped(strategy.model), strategy.mb_x, whole=whole)
 
     def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         """End it."""
@@ -200,6 +218,10 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
         self._steps += not self._guard.skips
         self._guard.close()
 
+    def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
+        """See to it that the training loop has called what this acts on."""
+        self._guard.end(strategy, self.release_hooks)
+
     def release_hooks(self) -> None:
         """Take off what a step that an error has ended has left in model and optimiser."""
         super().release_hooks()
@@ -208,6 +230,7 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
 
     def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Note that it has ended."""
+        self._guard.end(strategy, self.release_hooks)
         self._unfinished = None
 
     def held_still(self, strategy: Strategy, *, of: str) -> Still:

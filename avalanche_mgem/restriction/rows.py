@@ -69,36 +69,62 @@ def kept_rows(scores: Tensor, mask_fraction: float) -> Tensor:
 def kept_rows_of_many(scores: Tensor, mask_fraction: float) -> Tensor:
     """Return `kept_rows` of L layers of one width, bool [L, n], from scores [L, n]."""
     real_tensor("scores", scores, shape="[L, n]")
+    return _largest(scores, mask_fraction, check=True)
+
+
+def refuse_nan(scores: Mapping[Key, Tensor], mask_fraction: float) -> None:
+    """Raise FloatingPointError if a score is NaN of a layer of which some row is to be masked.
+
+    An accelerator is waited for once.
+    """
+    groups = [torch.stack([scores[key] for key in keys]) for keys in _of_one_width(scores)]
+    found = [each.isnan().any() for each in groups if n_masked(mask_fraction, each.shape[-1]) > 0]
+    if found and bool(torch.stack([flag.to(found[0].device) for flag in found]).any()):
+        raise FloatingPointError("a score is NaN: no row is larger than another")
+
+
+def _largest(scores: Tensor, mask_fraction: float, *, check: bool) -> Tensor:
+    """`kept_rows_of_many` of scores [L, n]; check: refuse NaN, else what it makes is not said."""
     n = scores.shape[1]
     masked = n_masked(mask_fraction, n)
     if masked == 0:
         return torch.ones_like(scores, dtype=torch.bool)
     scores = scores.detach().float()
-    if masked < n:
-        # To select takes a fifth of the time of sorting. With a tie, or a NaN, the count differs.
+    if masked < n and scores.device.type == "cpu":
+        # To select takes a fifth of the time of sorting, but to look whether there is a tie makes
+        # the host wait for an accelerator. With a tie the count differs.
         least = torch.topk(scores, n - masked, dim=1, sorted=False).values.amin(1, keepdim=True)
         kept = scores >= least
         if bool((kept.sum(1) == n - masked).all()):
             return kept
-    if bool(scores.isnan().any()):
-        raise FloatingPointError("a score is NaN: no row is larger than another")
+    if check:
+        refuse_nan({0: scores}, mask_fraction)
     # A stable sort, so that ties fall the same way on every device and on every rank.
     order = torch.sort(scores, dim=1, descending=True, stable=True).indices
     kept = torch.ones_like(scores, dtype=torch.bool)
     return kept.scatter_(1, order[:, n - masked :], False)
 
 
-def kept_rows_of_layers(scores: Mapping[Key, Tensor], mask_fraction: float) -> dict[Key, Tensor]:
+def kept_rows_of_layers(
+    scores: Mapping[Key, Tensor], mask_fraction: float, *, check: bool = True
+) -> dict[Key, Tensor]:
     """Return `kept_rows` of every layer, bool of the shape of its scores.
 
     Layers of one width are sorted together. Of scores [*blocks, n], as those of experts, each
     block's rows are chosen by themselves, and where any are masked at all, none is kept that is
     `UNSEEN`.
+
+    check: False: no accelerator is waited for, and scores that are NaN are no error; say later, by
+    `refuse_nan`, that they are.
     """
+    on_cpu = all(each.device.type == "cpu" for each in scores.values())
+    if check and not on_cpu:
+        refuse_nan(scores, mask_fraction)  # all at once
     kept: dict[Key, Tensor] = {}
     for keys in _of_one_width(scores):
         stacked = torch.stack([scores[key].float() for key in keys])
-        flat = kept_rows_of_many(stacked.flatten(0, -2), mask_fraction).view_as(stacked)
+        flat = _largest(stacked.flatten(0, -2), mask_fraction, check=check and on_cpu)
+        flat = flat.view_as(stacked)
         if stacked.ndim > 2 and mask_fraction > 0:
             flat = flat & (stacked > UNSEEN)
         kept.update(zip(keys, flat, strict=True))
@@ -108,13 +134,43 @@ def kept_rows_of_layers(scores: Mapping[Key, Tensor], mask_fraction: float) -> d
 def masked_positions(kept: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
     """Return the positions of the rows that may not move, ascending, int64 [masked] each.
 
-    An accelerator is waited for by the width, not by the layer.
+    An accelerator is waited for once.
+    """
+    groups = [(keys, ~torch.stack([kept[key] for key in keys])) for keys in _of_one_width(kept)]
+    if not groups:
+        return {}
+    device = groups[0][1].device
+    counts = torch.cat([masked.sum(1).to(device) for _, masked in groups]).tolist()
+    positions: dict[Key, Tensor] = {}
+    for keys, masked in groups:
+        own, counts = counts[: len(keys)], counts[len(keys) :]
+        positions.update(zip(keys, _positions(masked, own), strict=True))
+    return {key: positions[key] for key in kept}
+
+
+def _positions(rows: Tensor, counts: list[int]) -> list[Tensor]:
+    """Where rows, bool [L, n], are True, ascending, of which it is known how many are."""
+    if rows.device.type == "cpu":
+        return list(torch.split(rows.nonzero()[:, 1], counts))
+    # An accelerator is waited for by `nonzero`.
+    order = torch.sort(rows.byte(), dim=1, descending=True, stable=True).indices
+    return [positions[:count] for positions, count in zip(order, counts, strict=True)]
+
+
+def kept_positions(kept: Mapping[Key, Tensor], mask_fraction: float) -> dict[Key, Tensor]:
+    """Return the positions of the rows that are kept, ascending, int64 [n - masked] each.
+
+    No accelerator is waited for: how many there are is known.
+
+    Args:
+        kept: of `kept_rows`, bool [n] by layer.
+        mask_fraction: with which they were chosen.
     """
     positions: dict[Key, Tensor] = {}
     for keys in _of_one_width(kept):
-        masked = ~torch.stack([kept[key] for key in keys])
-        counts = masked.sum(1).tolist()
-        found = torch.split(masked.nonzero()[:, 1], counts)
+        stacked = torch.stack([kept[key] for key in keys])
+        count = stacked.shape[1] - n_masked(mask_fraction, stacked.shape[1])
+        found = _positions(stacked, [count] * len(keys))
         positions.update(zip(keys, found, strict=True))
     return {key: positions[key] for key in kept}
 

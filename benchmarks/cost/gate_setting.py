@@ -1,8 +1,10 @@
-"""What a training step with the gate is measured on: two networks under Avalanche's Naive."""
+"""What a training step with the gate is measured on: networks under Avalanche's Naive."""
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,14 +45,14 @@ class Variant:
 
 
 class _Encoder(nn.Module):
-    """A BERT with 12 attention heads, which takes the ids of tokens."""
+    """A BERT with 12 attention heads, which takes the ids of tokens; lora: with rank 8."""
 
-    def __init__(self, width: int, layers: int) -> None:
+    def __init__(self, width: int, layers: int, *, words: int = _WORDS, lora: bool = False) -> None:
         super().__init__()
         from transformers import BertConfig, BertForSequenceClassification
 
         config = BertConfig(
-            vocab_size=_WORDS,
+            vocab_size=words,
             hidden_size=width,
             num_hidden_layers=layers,
             num_attention_heads=12,
@@ -58,6 +60,12 @@ class _Encoder(nn.Module):
             num_labels=_CLASSES,
         )
         self.model = BertForSequenceClassification(config)
+        if lora:
+            from peft import LoraConfig, TaskType, get_peft_model
+
+            every = ["query", "key", "value", "dense"]
+            adapters = LoraConfig(TaskType.SEQ_CLS, r=8, lora_alpha=32, target_modules=every)
+            self.model = get_peft_model(self.model, adapters)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.model(input_ids=tokens).logits
@@ -66,6 +74,34 @@ class _Encoder(nn.Module):
 def _encoder(examples: int) -> tuple[nn.Module, torch.Tensor]:
     """As large as all-MiniLM-L6-v2."""
     return _Encoder(384, 6), torch.randint(_WORDS, (examples, _TOKENS))
+
+
+def _few_words(examples: int) -> tuple[nn.Module, torch.Tensor]:
+    """The same with a vocabulary of 1,000."""
+    return _Encoder(384, 6, words=1000), torch.randint(1000, (examples, _TOKENS))
+
+
+def _lora(examples: int) -> tuple[nn.Module, torch.Tensor]:
+    """The same with LoRA on all of its layers."""
+    return _Encoder(384, 6, lora=True), torch.randint(_WORDS, (examples, _TOKENS))
+
+
+def _wide(examples: int) -> tuple[nn.Module, torch.Tensor]:
+    """Three layers of the width of bert-base."""
+    return _Encoder(768, 3), torch.randint(_WORDS, (examples, 2 * _TOKENS))
+
+
+def _conv(examples: int) -> tuple[nn.Module, torch.Tensor]:
+    """Five convolutions on images of 32 x 32."""
+    channels, layers = [3, 32, 64, 64, 128, 128], []
+    for number, (before, after) in enumerate(itertools.pairwise(channels)):
+        stride = 1 if number % 2 == 0 else 2
+        layers.append(nn.Conv2d(before, after, 3, stride, padding=1, bias=False))
+        layers += [nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+    network = nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, _CLASSES)
+    )
+    return network, torch.rand(examples, 3, 32, 32)
 
 
 def _base(examples: int) -> tuple[nn.Module, torch.Tensor]:
@@ -79,7 +115,14 @@ def _mlp(examples: int) -> tuple[nn.Module, torch.Tensor]:
 
 
 # name -> (its maker, patterns of a minibatch)
-MODELS = {"mlp": (_mlp, 32), "encoder": (_encoder, 16)}
+MODELS = {
+    "mlp": (_mlp, 32),
+    "conv": (_conv, 32),
+    "lora": (_lora, 16),
+    "encoder": (_encoder, 16),
+    "encoder-1000": (_few_words, 16),
+    "wide": (_wide, 8),
+}
 # Too large for one thread.
 LARGE_MODELS = {"bert-base": (_base, 32)}
 
@@ -114,7 +157,8 @@ class Training:
     Args:
         model: a name of MODELS or LARGE_MODELS.
         variant: plain, or one with the gate.
-        iterations: of each time.
+        iterations: of each time that are timed; one more goes before them, with what is done once
+            an experience.
         watch: plugins that stand before all others.
         kind: the strategy's class, or what makes one.
         device: where it trains.
@@ -132,7 +176,7 @@ class Training:
     ) -> None:
         make, batch_size = (MODELS | LARGE_MODELS)[model]
         torch.manual_seed(0)
-        network, x = make(iterations * batch_size)
+        network, x = make((iterations + 1) * batch_size)
         data = [(x, torch.arange(len(x)) % _CLASSES)]
         stream = tensors_benchmark(train_tensors=data, test_tensors=data, task_labels=[0])
         self._experience = stream.train_stream[0]
@@ -150,7 +194,14 @@ class Training:
         )
 
     def seconds(self) -> float:
-        """Train, and return the mean seconds of an iteration."""
+        """Train, and return the mean seconds of an iteration but the first."""
         self._clock.seconds = []
         self._strategy.train(self._experience)
-        return sum(self._clock.seconds) / len(self._clock.seconds)
+        timed = self._clock.seconds[1:]
+        return sum(timed) / len(timed)
+
+    @property
+    def paths(self) -> Counter[str]:
+        """How many layers' gradients the last step made in which way (`last_path`)."""
+        found = (getattr(plugin, "last_path", None) for plugin in self._strategy.plugins)
+        return Counter(path for paths in found if paths for path in paths.values())

@@ -17,6 +17,7 @@ def trained(setting, plugin, *others):
     return parameter_vector(strategy.model)
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("selection", ["random", "class-balanced"])
 def test_measuring_changes_nothing(setting, selection):

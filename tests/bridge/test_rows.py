@@ -26,6 +26,7 @@ def rows_of(passes, setting="single head", *, model=None, n_experiences=3, **arg
     return [rows for rows in seen if len(rows)], plugin, strategy
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("setting", sorted(GROUPED - {"dropout"}))
 @pytest.mark.parametrize("memory_groups", [1, 3, 8])
 def test_one_pass_gives_the_rows_of_many(setting, memory_groups):

@@ -37,6 +37,7 @@ def run(stream, out, methods="naive", **arguments):
     return compare(methods, stream=stream, out=out, console=Console(file=StringIO()), **arguments)
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("heads", ["single", "growing", "multi"])
 @pytest.mark.parametrize("make", [scenario, plain_benchmark])
 def test_a_benchmark_is_compared_on_as_a_function_that_makes_it(tmp_path, make, heads):
@@ -64,6 +65,7 @@ def test_it_is_the_same_for_all_seeds_and_continues(tmp_path, monkeypatch):
     assert [r.to_json() for r in again] == [r.to_json() for r in first]
 
 
+@pytest.mark.slow
 def test_workers_are_sent_it(tmp_path):
     stream = FixedStream(plain_benchmark(), "plain")
     one = run(stream, tmp_path / "one", seeds=2)

@@ -66,6 +66,7 @@ def test_every_method_but_gem_classifies_texts(folder, name):
     np.testing.assert_array_equal(np.isfinite(result.accuracy), heads_seen & np.ones((T, T), bool))
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("model", ["t5", "llama"])
 @pytest.mark.parametrize("name", ["naive", "replay+migu", "lora+migu-update", "mgem-d"])
 def test_models_that_answer_in_words(folder, model, name):

@@ -79,6 +79,7 @@ def test_a_worker_that_dies_is_told_and_so_ends_the_rest(store):
     assert nobody()
 
 
+@pytest.mark.slow
 def test_a_caller_that_stops_ends_the_workers(store):
     runs = keyed(*(specification("mgem-d", seed=seed) for seed in range(50)))
     outcomes = run_in_workers(runs, store, lambda *_: None, jobs=2)

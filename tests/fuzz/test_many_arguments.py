@@ -6,7 +6,7 @@ from fuzz_targets import KINDS, TABLE
 from hypothesis import given, settings
 
 # Of each kind; a report is half a second of drawing.
-NORMAL = [(kind, 200) for kind in KINDS if kind != "report"]
+NORMAL = [(kind, 60) for kind in KINDS if kind != "report"]
 SLOW = [*((kind, 2_000) for kind in KINDS if kind != "report"), ("report", 200)]
 
 

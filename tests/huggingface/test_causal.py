@@ -166,7 +166,9 @@ def test_the_output_layer_is_a_head():
     assert not any("lm_head" in name for name in names)
 
 
-@pytest.mark.parametrize("name", ["Naive", "Replay", "EWC"])
+@pytest.mark.parametrize(
+    "name", ["Replay", *(pytest.param(n, marks=pytest.mark.slow) for n in ("Naive", "EWC"))]
+)
 def test_avalanches_strategies_learn_to_answer(name):
     stream = make_stream(FORM, task_labels=False)
     model = make_model(label_words_of(stream))

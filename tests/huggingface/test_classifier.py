@@ -231,6 +231,7 @@ BASELINES = {
 }
 
 
+@pytest.mark.cover
 @pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")
 @pytest.mark.parametrize("heads", ["multi", "growing", "single"])
 @pytest.mark.parametrize("baseline", list(BASELINES))

@@ -53,6 +53,7 @@ def wrapper_of(model, parameter):
     return found[0]
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("way", ["eager", "batched_mm", "grouped_mm"])
 @pytest.mark.parametrize("name", ["mixtral", "gpt-oss", "qwen3"])
 @pytest.mark.parametrize("names", [("default",), ("one", "two")], ids=["one", "two"])

@@ -25,6 +25,7 @@ pytestmark = NEEDS_EXPERTS
 WAYS = pytest.mark.parametrize(("name", "way"), list(ways()))
 
 
+@pytest.mark.cover
 @WAYS
 @pytest.mark.parametrize("ignore_padding", [False, True])
 def test_scores_are_those_of_each_token(name, way, ignore_padding):
@@ -61,6 +62,7 @@ def rows_of(model, layer, tensor_of):
         )
 
 
+@pytest.mark.cover
 @WAYS
 def test_masked_rows_do_not_move_by_a_bit(name, way):
     """Under AdamW with weight decay; those of experts without a token neither."""
@@ -90,6 +92,7 @@ def test_masked_rows_do_not_move_by_a_bit(name, way):
         gate.reset()
 
 
+@pytest.mark.cover
 @WAYS
 @pytest.mark.parametrize("freeze", ["gradient", "update"])
 def test_with_nothing_masked_steps_are_plain_to_the_bit(name, way, freeze):

@@ -72,6 +72,7 @@ def gated_step(model, inputs, gate):
 HEADS_OF = {"t5": "lm_head", "roberta": "classifier", "llama": "lm_head"}
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("lora", [False, True], ids=["plain", "lora"])
 @pytest.mark.parametrize("fraction", [0.3, 0.7])

@@ -95,6 +95,7 @@ def trained_well(strategy, n_adapters):
     assert all(adapter.weight.any() for adapter in now[0].lora_B.values())
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("plugin", ADAPTERS)
 @pytest.mark.parametrize("peer", WITH_ALL)

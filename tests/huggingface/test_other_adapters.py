@@ -34,6 +34,10 @@ GATED = {
     "rslora": ({"use_rslora": True}, 4),
     "ranks": ({"rank_pattern": {"v_proj": 1}, "alpha_pattern": {"v_proj": 3}}, 4),
     "one block": ({"layers_to_transform": [0]}, 4),
+    "excluded": (
+        {"target_modules": "all-linear", "exclude_modules": ["gate_proj", "up_proj", "down_proj"]},
+        8,
+    ),
     "saved modules": ({"modules_to_save": ["up_proj", "norm"]}, 5),
     "tokens": ({"trainable_token_indices": [1, 2]}, 4),
     "embeddings": ({"target_modules": ["q_proj", "embed_tokens"]}, 2),
@@ -99,6 +103,35 @@ def test_options_of_lora_are_gated_to_the_bit(option, ungated):
     others = {n for n, p in now.items() if p.requires_grad} - {name for name, *_ in held}
     free = {name for name in others if not torch.equal(now[name], before[name])}
     assert not free if ungated == "freeze" else free == others
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_dora": True},
+        {"init_lora_weights": "mica"},
+        {"alora_invocation_tokens": [1], "task_type": "CAUSAL_LM"},
+    ],
+)
+def test_variants_of_lora_are_refused(options):
+    try:
+        model = peft.get_peft_model(llama(), peft.LoraConfig(target_modules=TARGETS, **options))
+    except (TypeError, ValueError):
+        pytest.skip(f"peft has no {options}")
+    with pytest.raises(ValueError, match=r"q_proj' is DoRA or another variant of LoRA"):
+        find_gated_layers(model)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lora_on_embeddings_alone_is_told():
+    model = peft.get_peft_model(llama(), peft.LoraConfig(target_modules=["embed_tokens"]))
+    with pytest.raises(ValueError, match=r"frozen, and its LoRA adapters are on others \(.*embed"):
+        find_gated_layers(model)
+    model = peft.get_peft_model(llama(), peft.LoraConfig(target_modules=TARGETS))
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="frozen, and so are its LoRA adapters"):
+        find_gated_layers(model)
 
 
 @pytest.mark.filterwarnings("ignore")

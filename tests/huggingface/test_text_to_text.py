@@ -172,7 +172,9 @@ PLUGINS = {
 }
 
 
-@pytest.mark.parametrize("name", PLUGINS)
+@pytest.mark.parametrize(
+    "name", ["Naive", "Replay", *(pytest.param(n, marks=pytest.mark.slow) for n in ("EWC", "AGEM"))]
+)
 def test_avalanches_strategies_learn_to_answer(name, capsys):
     stream = make_stream(FORM)
     model = make_model()

@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from avalanche_mgem import huggingface
 from avalanche_mgem.huggingface import MIGUCallback
+from avalanche_mgem.model import kept_gradients
 from avalanche_mgem.model.layers import resolve_gated_layers
 from avalanche_mgem.restriction.rows import n_masked
 
@@ -469,3 +470,82 @@ def test_accumulated_gradients_are_as_many_times_as_long_and_masks_the_same(
         masks.append(migu.last_mask)
     assert norms[1] / norms[0] == pytest.approx(ratio, rel=1e-4)
     assert same(*masks)
+
+
+class TwoPasses(Trainer):
+    """Adversarial training: a second backward pass in each step, from a step on."""
+
+    first = 0
+
+    def training_step(self, model, inputs, *arguments, **keywords):
+        loss = super().training_step(model, inputs, *arguments, **keywords)
+        if self.state.global_step >= self.first:
+            super().training_step(model, inputs, *arguments, **keywords)
+        return loss
+
+
+class LaterTwoPasses(TwoPasses):
+    """The second pass begins in the third step."""
+
+    first = 2
+
+
+def run_path(tmp_path, trainer=Trainer, freeze="gradient", **settings):
+    """The parameters after a training, and the paths of its steps."""
+    model, migu, paths = make_model(), MIGUCallback(T, skip_tasks=0, freeze=freeze), []
+
+    class Note(TrainerCallback):
+        def on_pre_optimizer_step(self, *arguments, **keywords):
+            paths.append(migu.last_path[LAYER])
+
+    train(tmp_path, model, make_task(), migu, Note(), trainer=trainer, **settings)
+    return model.state_dict(), paths
+
+
+FIRST = "masked: the first step of this training"
+
+
+@pytest.fixture
+def whatever_the_size(monkeypatch):
+    """Let the tiniest layer leave rows out."""
+    monkeypatch.setattr(kept_gradients, "_A_MOVE", 0)
+    monkeypatch.setattr(kept_gradients, "_A_CALL", -1)
+
+
+@pytest.mark.usefixtures("whatever_the_size")
+@pytest.mark.parametrize("freeze", ["gradient", "update"])
+def test_gradients_of_masked_rows_are_left_out_where_nobody_needs_them(tmp_path, freeze):
+    ours, paths = run_path(tmp_path, freeze=freeze, max_grad_norm=0.0)
+    assert paths[0].startswith("masked: ")
+    assert paths[1:] == ["fused"] * 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept_gradients, "why_whole", lambda *arguments: "asked for")
+        others, paths = run_path(tmp_path, freeze=freeze, max_grad_norm=0.0)
+    assert paths[1:] == ["masked: asked for"] * 3
+    for name, value in others.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("whatever_the_size")
+@pytest.mark.parametrize(
+    ("trainer", "settings", "reason"),
+    [
+        (Trainer, {}, "max_grad_norm, which is of all rows"),
+        (Trainer, {"gradient_accumulation_steps": 2}, "gradient_accumulation_steps"),
+        (TwoPasses, {"max_grad_norm": 0.0}, "several forward passes in a step"),
+        (Trainer, {"max_grad_norm": 0.0, CHECKPOINTING: True}, "activation checkpointing"),
+    ],
+    ids=["norm", "accumulation", "two passes", "checkpointing"],
+)
+def test_whole_gradients_are_computed_where_they_are_needed(tmp_path, trainer, settings, reason):
+    _, paths = run_path(tmp_path, trainer, **settings)
+    assert "fused" not in paths
+    assert reason in paths[-1]
+
+
+@pytest.mark.usefixtures("whatever_the_size")
+def test_a_second_pass_that_comes_later_is_warned_of_and_ends_it(tmp_path):
+    with pytest.warns(UserWarning, match="a second forward pass began after a backward pass"):
+        _, paths = run_path(tmp_path, LaterTwoPasses, max_grad_norm=0.0)
+    several = "masked: several forward passes before one mask"
+    assert paths[1:] == ["fused", several, several]

@@ -14,7 +14,7 @@ from lookalikes import Conv1D
 from torch import nn
 from transformers.optimization import Adafactor
 
-from avalanche_mgem.model import stand_in
+from avalanche_mgem.model import stand_in, step_hold
 from avalanche_mgem.model.layers import find_gated_layers
 from avalanche_mgem.model.step_hold import hold_rows
 
@@ -357,3 +357,24 @@ def test_a_mask_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"kept must be bool \[5\] for '0', got \(4,\)"):
         hold_rows(optimizer, find_gated_layers(model), {"0": torch.ones(4, dtype=bool)})
     assert not optimizer._optimizer_step_pre_hooks
+
+
+@pytest.mark.parametrize("kind", [AdamW, torch.optim.Adagrad, torch.optim.RMSprop])
+def test_large_parameters_that_are_mostly_kept_step_whole_and_are_put_back(kind, monkeypatch):
+    monkeypatch.setattr(stand_in, "_CACHED", 4)
+    model = make_model()
+    twin = copy.deepcopy(model)
+    optimizer, other = kind(model.parameters()), kind(twin.parameters())
+    layers, others = find_gated_layers(model), find_gated_layers(twin)
+    whole = []
+    plain = stand_in.step_whole
+    monkeypatch.setattr(step_hold, "step_whole", lambda o, p: (whole.append(p), plain(o, p)))
+    for seed in range(3):
+        kept = {layer.name: torch.arange(layer.n_rows) != seed for layer in layers}
+        draw_gradients(model, twin, seed=seed)
+        hold = hold_rows(optimizer, layers, kept)
+        optimizer.step()
+        hold.end()
+        step_by_hand(others, kept, other)
+        assert_same(all_tensors(model, optimizer), all_tensors(twin, other))
+    assert len(whole) >= 3

@@ -184,6 +184,7 @@ def steps_beside(make_optimizer, step, dtype=torch.float32, *, mask_too=False, n
                 yield kept[layer.name], before[rows.name], after, freely
 
 
+@pytest.mark.cover
 @WAYS
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("mask_too", [True, False])
@@ -198,6 +199,7 @@ def test_masked_rows_and_their_state_do_not_move(name, mask_too, step):
                 assert (tensor[~kept] == 0.1).all()
 
 
+@pytest.mark.cover
 @WAYS
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("mask_too", [True, False])

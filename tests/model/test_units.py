@@ -250,6 +250,7 @@ def adamw(model):
     return torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
 
 
+@pytest.mark.cover
 @EACH
 @pytest.mark.parametrize("score", ["output", "gradient", "weight", "random"])
 def test_masked_rows_do_not_move_by_a_bit(name, score):

@@ -61,6 +61,7 @@ def same(one, other, far=1e-4):
     return relative_distance(parameter_vector(one.model), parameter_vector(other.model)) < far
 
 
+@pytest.mark.cover
 @both_ways
 @pytest.mark.parametrize("plugins", PLUGINS)
 def test_parts_train_as_the_whole_does(plugins, recompute):

@@ -88,6 +88,7 @@ def run(plugins, optimizer=sgd, kind=Naive, n=3):
 # The same gradient, made once more
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize(
     "kind", [WithClosure, ByKeyword, WithAssignedGradients, WithEvents, OnlyTheLoss, Again]
 )
@@ -97,7 +98,7 @@ def test_a_gradient_that_is_made_twice_is_restricted_as_once(plugins, kind):
     assert torch.equal(*ends)
 
 
-@pytest.mark.parametrize("plugins", [name for name in PLUGINS if name != "migu alone moves"])
+@pytest.mark.parametrize("plugins", PLUGINS)
 def test_the_two_ways_of_sam_are_one(plugins):
     ends = [
         parameter_vector(run(PLUGINS[plugins](), sam, kind).model)
@@ -320,6 +321,7 @@ WAYS = {
 }
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("how", ["raise", "skip"])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("plugins", ["mgem", "mgem update", "migu update", "all"])

@@ -68,6 +68,7 @@ ALL_TRAIN = {
 }
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("arguments", ALL_TRAIN)
 def test_with_all_modules_it_is_naive_to_the_bit(arguments, setting):
@@ -116,6 +117,7 @@ class Watch:
             self.seen.append((module in decision.trained, all(same), any(same)))
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("low", [0, 1, 2])
 def test_what_is_frozen_stays_the_same_to_the_bit(low, optimizer):
@@ -211,6 +213,7 @@ class Interrupting(Call):
             raise RuntimeError("stop")
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("reference", ["end", "start"])
 @pytest.mark.parametrize("mode", ["adaptive", "frozen"])
 @pytest.mark.parametrize("task", [0, 1, 2])

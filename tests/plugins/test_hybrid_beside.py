@@ -85,6 +85,7 @@ def moved(one, other):
     return {n.split(".")[0] for n, value in one.items() if not torch.equal(value, other[n])}
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("low", [0, 1])
 @pytest.mark.parametrize("peer", PEERS)
 def test_in_any_order_what_is_frozen_stays(peer, low):

@@ -99,6 +99,7 @@ def run(model, plugins, experiences=3, **options):
     return train(strategy, domain_stream().train_stream[:experiences])
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", PLUGINS)
 def test_every_plugin_trains_every_lazy_model(name, model):
@@ -116,6 +117,7 @@ def test_every_plugin_trains_every_lazy_model(name, model):
             assert plugin.last_projection.dots.shape[1] == 2 * plugin.memory.groups
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("model", ["batch norm", "partly"])
 @pytest.mark.parametrize("name", PLUGINS)
 def test_lazy_layers_are_drawn_as_without_a_plugin(name, model):
@@ -129,6 +131,7 @@ def test_lazy_layers_are_drawn_as_without_a_plugin(name, model):
     assert torch.equal(*states)
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("model", ["linear", "convolution"])
 @pytest.mark.parametrize("name", PLUGINS)
 def test_a_lazy_model_trains_as_one_that_has_its_shapes(name, model):

@@ -50,6 +50,7 @@ def plugin_of(variant, **arguments):
     return MGEMPlugin(12, 0.1, seed=0, **VARIANTS[variant], **arguments)
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_trains_every_model_beside_a_peer(variant, setting):
@@ -114,6 +115,7 @@ def test_a_pickle_goes_on_where_nobody_sees_the_dropout(memory_passes):
     assert torch.equal(*map(parameter_vector, ends))
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("setting", ["dropout", "batch norm", "a head a task"])
 def test_a_copy_and_a_pickle_go_on_as_the_original(setting, variant):

@@ -88,6 +88,7 @@ def harms(migu, optimizer="sgd", parameter_groups=1, make=model, **arguments):
     return found
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("score", ["output", "gradient", "weight", "random"])
 @pytest.mark.parametrize("ungated", ["train", "freeze"])
 @pytest.mark.parametrize(

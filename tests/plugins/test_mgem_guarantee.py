@@ -64,6 +64,7 @@ def harms(setting, optimizer, **arguments):
     return found
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_restricting_the_update_keeps_every_optimiser_from_harm(optimizer, setting):
@@ -73,6 +74,7 @@ def test_restricting_the_update_keeps_every_optimiser_from_harm(optimizer, setti
     assert max(found) < 1e-4
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize(
     "arguments",

@@ -74,6 +74,7 @@ class Recorder:
         return torch.cat([part.flatten() for part in parts]).numpy().copy()
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("gamma", [0.0, 0.5])
 @pytest.mark.parametrize(
     "arguments",

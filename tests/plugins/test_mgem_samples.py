@@ -98,6 +98,7 @@ def mean_gradient(model, samples):
     return total / len(samples)
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("passes", ["auto", "loop"])
 @pytest.mark.parametrize("kind", SIZES)

@@ -57,6 +57,7 @@ def trained(plugins, setting="single head", optimizer="adamw", n_experiences=3):
     return parameter_vector(strategy.model)
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("peer", PEERS)
 @pytest.mark.parametrize("freeze", FREEZES)
@@ -69,6 +70,7 @@ def test_with_nothing_masked_it_is_naive_to_the_bit(freeze, peer, setting):
     assert all(bool(kept.all()) for kept in plugin.last_mask.values())
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("skip_tasks", [1, 2])
 def test_the_first_tasks_train_freely(setting, skip_tasks):
@@ -132,6 +134,7 @@ def watched(plugin, optimizer, model=None):
     return watch.seen
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("score", SCORES)
 def test_update_holds_masked_rows_still_to_the_bit(score, optimizer):
@@ -291,6 +294,7 @@ def hooks(model, optimizer):
     return sum(own) + sum(map(len, of_steps))
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("peer", PEERS)
 def test_no_hook_is_left_and_random_states_are_left_alone(peer, setting):

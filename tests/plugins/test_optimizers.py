@@ -16,8 +16,16 @@ from made_optimizers import (
     WithoutTheFirst,
     small_model,
 )
-from tiny import Call, class_stream, make_strategy, parameter_vector, relative_distance, train
-from torch import optim
+from tiny import (
+    N_FEATURES,
+    Call,
+    class_stream,
+    make_strategy,
+    parameter_vector,
+    relative_distance,
+    train,
+)
+from torch import nn, optim
 from torch.optim import SGD, AdamW
 from transformers.optimization import Adafactor
 
@@ -77,6 +85,7 @@ class Steps:
 # Rates that groups do not tell
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("restrict", ["gradient", "update"])
 @pytest.mark.parametrize("name", TENTH)
 def test_a_step_of_the_same_size_makes_the_same_run(name, restrict):
@@ -151,6 +160,33 @@ def test_masked_rows_do_not_move(name):
     assert not torch.equal(parameter_vector(strategy.model), parameter_vector(free.model))
 
 
+@pytest.mark.skipif(not hasattr(optim, "Muon"), reason="torch has no Muon")
+@pytest.mark.parametrize("freeze", ["gradient", "update"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_muon_moves_masked_rows_by_its_momentum_alone(momentum, freeze):
+    """It makes the update orthogonal, which leaves rows of zeros as they are."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(N_FEATURES, 9), nn.Tanh(), nn.Linear(9, 5), nn.Tanh(), nn.Linear(5, 6)]
+    model = nn.Sequential(*layers)
+    for layer in layers[::2]:
+        layer.bias = None  # Muon takes matrices only
+    plugin, moved = MIGUPlugin(0.6, skip_tasks=0, freeze=freeze), []
+
+    def look(strategy, before):
+        for layer, kept in plugin.last_mask.items():
+            rows = (model.get_submodule(layer).weight != before[f"{layer}.weight"]).any(1)
+            assert rows[kept].any()
+            moved.append(bool(rows[~kept].any()))
+
+    decay = 0.0 if freeze == "gradient" else 0.1  # moves rows as well
+    options = {"lr": 0.1, "momentum": momentum, "weight_decay": decay}
+    optimizer = lambda m: optim.Muon(m.parameters(), **options)  # noqa: E731
+    strategy = make_strategy(model, Steps(look).around(plugin), optimizer=optimizer)
+    train(strategy, class_stream().train_stream)
+    assert any(moved) is (freeze == "gradient" and momentum > 0)
+
+
+@pytest.mark.cover
 @pytest.mark.parametrize("freeze", ["gradient", "update"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_is_ungated_does_not_move(name, freeze):

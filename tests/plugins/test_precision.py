@@ -97,6 +97,7 @@ def test_it_is_torchs_own_recipe(precision, init_scale):
     assert strategy.skipped_steps < len(batches)
 
 
+@pytest.mark.cover
 @each_precision
 @pytest.mark.parametrize("plugins", PLUGINS)
 def test_it_trains_near_to_single_precision(plugins, precision):
@@ -224,6 +225,7 @@ def test_small_gradients_of_the_memory_are_not_lost_in_float16():
     assert found[3:] == [True] * 3
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "fused"])
 @pytest.mark.parametrize("plugins", PLUGINS)
 def test_steps_that_overflow_are_left_out_and_training_goes_on(plugins, optimizer):
@@ -275,6 +277,7 @@ def test_what_a_plugin_spoils_is_no_overflow(plugins, precision):
     assert parameter_vector(strategy.model).isfinite().all()
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize("order", ["accumulation first", "precision first"])
 @pytest.mark.parametrize("plugins", ["plain", "mgem and migu"])
