@@ -124,13 +124,14 @@ class _Window:
             register_optimizer_step_pre_hook(_weak(self._before_step)),
             *(p.register_post_accumulate_grad_hook(note) for p in _sentinels(parameters)),
         ]
+        # Torch's list of hooks is global: a strategy that failed and is gone leaves none there.
+        weakref.finalize(self, _remove_all, self._hooks).atexit = False
 
     def release(self) -> None:
         strategy = self._strategy()
         if strategy is not None and _WINDOWS.get(strategy) is self:
             del _WINDOWS[strategy]
-        while self._hooks:
-            self._hooks.pop().remove()
+        _remove_all(self._hooks)
 
     def close(self) -> None:
         strategy = self._strategy()
@@ -195,6 +196,11 @@ class _Window:
 
 # Of the strategies that are in a step.
 _WINDOWS: weakref.WeakKeyDictionary[Any, _Window] = weakref.WeakKeyDictionary()
+
+
+def _remove_all(hooks: list[RemovableHandle]) -> None:
+    while hooks:
+        hooks.pop().remove()
 
 
 def _weak(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -45,7 +45,7 @@ class Effort:
         return self.warm_up + self.timed
 
 
-FULL = Effort(pairs=11, warm_up=10, timed=20, followed=3, seconds=6.0)
+FULL = Effort(pairs=7, warm_up=10, timed=20, followed=3, seconds=6.0)
 TINY = Effort(pairs=2, warm_up=1, timed=2, followed=1, seconds=0.0)
 
 

@@ -1,6 +1,7 @@
 """Steps that make their gradients themselves: what is restricted is each of these gradients."""
 
 import copy
+import gc
 from collections import Counter
 
 import pytest
@@ -34,6 +35,7 @@ MAX_NORM = 0.1
 
 @pytest.fixture(autouse=True)
 def _no_hooks():
+    _global_optimizer_pre_hooks.clear()  # of strategies that failed in other tests
     yield
     _global_optimizer_pre_hooks.clear()  # one failed test is enough
     _WINDOWS.clear()
@@ -407,3 +409,17 @@ def test_a_gradient_made_after_the_step_is_nobodys_business():
             gradients_anew(self)
 
     run(PLUGINS["all"](), sgd, Looks)
+
+
+def test_a_strategy_that_failed_and_is_gone_leaves_no_hook():
+    def stop(strategy):
+        if _global_optimizer_pre_hooks:
+            raise InterruptedError
+
+    strategy = make_strategy(small_model(), [mgem(), Call(before_update=stop)], optimizer=sgd)
+    with pytest.raises(InterruptedError):
+        train(strategy, class_stream().train_stream)
+    assert len(_global_optimizer_pre_hooks) == 1
+    del strategy
+    gc.collect()
+    assert not _global_optimizer_pre_hooks
