@@ -118,6 +118,7 @@ def test_killed_many_times(method, tmp_path):
 
 
 @forks
+@pytest.mark.slow
 def test_killed_at_every_line_of_saving_it_has_the_old_or_the_new_and_one_before(tmp_path):
     found = in_a_process_of_its_own(checkpoint_runs.killed_at_every_line, str(tmp_path))
     assert found[0] == [2, 1]  # killed before it did anything

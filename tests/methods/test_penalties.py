@@ -131,6 +131,7 @@ def test_importances_are_the_path_integral_of_the_experiences_own_loss(si_lambda
     assert any(wanted > 1e-3 for _, wanted in penalties) == (si_lambda > 0)
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("si_lambda", [1.0, 1000.0])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_importances_and_penalty_are_never_negative(optimizer, si_lambda):

@@ -96,6 +96,7 @@ CASES += [(name, "split", "fixed", True) for name in NAMES]
 CASES += [(name, "split", "multi-head", False) for name in NAMES]
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize(("name", "kind", "head", "labels"), CASES)
 def test_every_method_runs_on_every_stream(name, kind, head, labels):
     method = find_method(name)

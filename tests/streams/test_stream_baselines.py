@@ -59,6 +59,7 @@ def _growing_head():
     return nn.Sequential(_features(), IncrementalClassifier(16, 2))
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("baseline", list(BASELINES))
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("model", [_fixed_head, _growing_head, _MultiHead])

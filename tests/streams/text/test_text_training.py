@@ -61,6 +61,7 @@ def test_a_plain_loop_learns():
     assert bool((model(batch[0]).argmax(1) == batch["labels"]).all())
 
 
+@pytest.mark.cover
 @pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")
 @pytest.mark.parametrize("baseline", list(BASELINES))
 @pytest.mark.parametrize("task_labels", [True, False])
