@@ -25,7 +25,7 @@ def on_host(monkeypatch):
 
 @pytest.mark.parametrize("strength", [0.0, 0.1])
 @pytest.mark.parametrize("modules", [None, MODULES], ids=["whole", "modules"])
-@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: type(solver).__name__)
 def test_it_is_the_projection_that_is_made_step_by_step(solver, modules, strength, monkeypatch):
     gradient, rows = problem(7)
     arguments = {"memory_strength": strength, "modules": modules, "solver": solver}
