@@ -30,6 +30,7 @@ def run(monkeypatch):
             del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_growth_is_measured_drawn_and_fitted(run, tmp_path):
     done = run("growth", "--tiny", "--out", tmp_path)
     assert done.exit_code == 0, done.output

@@ -3,8 +3,6 @@
 import pytest
 from processes import results_of
 
-pytestmark = pytest.mark.xdist_group("two processes")  # the others would wait for the pair
-
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, worker_id):

@@ -1,8 +1,10 @@
 """MIGUCallback in two processes of transformers' Trainer, by gloo on a CPU."""
 
+import pytest
 from processes import results_of
 
 
+@pytest.mark.slow
 def test_two_trainers_are_one_with_the_whole_minibatch(tmp_path_factory, worker_id):
     results = results_of("trainer_cases", tmp_path_factory, worker_id)
     assert results.pop("type") == "MULTI_CPU"

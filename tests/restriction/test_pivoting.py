@@ -87,6 +87,7 @@ def test_the_step_is_that_of_quadprog(seed, kind, n_rows, size, strength):
     assert_same_step(rows, gradient, v, QuadprogSolver()(gram, dots, lower), lower)
 
 
+@pytest.mark.slow
 def test_a_thousand_rows(monkeypatch):
     rows, gradient = many_rows(0, "groups", 1000, 600)
     gram, dots, lower = regularised(rows), rows @ gradient, np.zeros(1000)
