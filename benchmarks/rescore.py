@@ -60,7 +60,10 @@ def result_of(row: dict[str, str], accuracy: np.ndarray) -> RunResult:
     if row["fwt"]:
         baseline[1:] = np.diagonal(accuracy, offset=1) - float(row["fwt"])
     method, stream, seed = key_of(row)
-    return RunResult(method, stream, int(seed), accuracy, baseline, float(row["seconds"]))
+    diverged = int(row["diverged"]) if row.get("diverged") else None
+    return RunResult(
+        method, stream, int(seed), accuracy, baseline, float(row["seconds"]), diverged=diverged
+    )
 
 
 def rescored(rows: Rows, found: dict[Key, np.ndarray], unknown: list[str]) -> Rows:

@@ -67,3 +67,14 @@ def test_scores_are_written_anew_and_nothing_else(rescore, tmp_path):
     assert CliRunner().invoke(app, [str(tmp_path), "--unknown", "forgetting"]).exit_code == 0
     assert {row["forgetting"] for row in rescore.read(tmp_path / "results.csv")} == {""}
     assert all(row["acc"] for row in rescore.read(tmp_path / "results.csv"))
+
+
+def test_a_run_that_diverged_has_no_scores(rescore):
+    (run,) = many(["ewc"], 1)
+    row = {name: repr(value) for name, value in run.scores.items()}
+    row |= {"method": "ewc", "stream": run.stream, "seed": str(run.seed), "seconds": "1.0"}
+    key, found = rescore.key_of(row), run.accuracy
+    (again,) = rescore.rescored([{**row, "diverged": "1"}], {key: found}, [])
+    assert [again[name] for name in ("acc", "bwt", "forgetting", "aia")] == [""] * 4
+    (again,) = rescore.rescored([{**row, "diverged": ""}], {key: found}, [])
+    assert float(again["acc"]) == run.scores["acc"]
