@@ -72,19 +72,26 @@ def markdown_table(results: Sequence[RunResult], columns: Mapping[str, str] = HE
     return "\n".join(lines) + "\n"
 
 
-def _rich_table(rows: Sequence[Row], stream: str, joint: str) -> Table:
+def empty_table(title: str, explanation: str, headings: Sequence[str | Text]) -> Table:
+    """Return a table for the terminal without rows: the first column to the left, numbers right."""
     table = Table(
-        title=Text(stream, style="bold"),
-        caption=Text(caption(rows)),
+        title=Text(title, style="bold"),
+        caption=Text(explanation),
         caption_justify="left",
         box=SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("Method", overflow="fold")
-    for heading in ("Seeds", *HEADINGS.values()):
+    first, *others = headings
+    table.add_column(first, overflow="fold")
+    for heading in others:
         table.add_column(heading, justify="right", overflow="fold")
+    return table
+
+
+def _rich_table(rows: Sequence[Row], stream: str, joint: str) -> Table:
+    table = empty_table(stream, caption(rows), ["Method", "Seeds", *HEADINGS.values()])
     best = best_means(rows)
     for row in rows:
         scores = (Text(text, "bold" if top else "") for text, top in entries(row, best, joint))

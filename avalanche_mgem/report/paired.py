@@ -6,11 +6,11 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from avalanche_mgem.files import write_atomically
+from avalanche_mgem.report.markdown import empty_table
 from avalanche_mgem.results.csv import cell, csv_bytes
 from avalanche_mgem.results.paired import PairedComparison, PairedScore
 from avalanche_mgem.results.summary import FURTHER, HEADINGS, digits, shown
@@ -25,19 +25,8 @@ _COLUMNS = (
 
 def paired_table(comparison: PairedComparison) -> Table:
     """Return the table of a paired comparison, a row a score, for the terminal."""
-    table = Table(
-        title=Text(_title(comparison), style="bold"),
-        caption=Text(paired_caption(comparison)),
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    first, *others = _headings(comparison)
-    table.add_column(Text(first), overflow="fold")
-    for heading in others:
-        table.add_column(Text(heading), justify="right", overflow="fold")
+    headings = [Text(heading) for heading in _headings(comparison)]  # names may look like markup
+    table = empty_table(_title(comparison), paired_caption(comparison), headings)
     for row in _rows(comparison):
         table.add_row(*map(Text, row))
     return table
