@@ -61,14 +61,14 @@ def add_batch_gradient(
     row: Tensor,
     *,
     half: bool = False,
-) -> None:
-    """Write the gradient into row [P], which holds zeros; within `own_gradients`.
+) -> Tensor:
+    """Write the gradient into row [P], which holds zeros; within `own_gradients`. Return the loss.
 
     Else as `write_batch_gradient`; several in turn are sooner so. half: as of `batch_loss`.
     """
     if is_wrapped(strategy.model):
-        _write_without_hooks(strategy, batch, parameters, row, half)
-        return
+        return _write_without_hooks(strategy, batch, parameters, row, half)
+    total = row.new_zeros(())
     parts = torch.split_with_sizes(row, [parameter.numel() for parameter in parameters])
     # By backward and not by autograd.grad, which reentrant activation checkpointing refuses.
     with torch.enable_grad():
@@ -77,7 +77,9 @@ def add_batch_gradient(
             parameter.grad = part.view_as(parameter) if fits else None
         for loss in _losses(strategy, batch, half):
             loss.backward()  # type: ignore[no-untyped-call]
+            total = total + loss.detach()
         into_row(row, [parameter.grad for parameter in parameters], parameters)
+    return total
 
 
 def _write_without_hooks(
@@ -86,15 +88,18 @@ def _write_without_hooks(
     parameters: Sequence[nn.Parameter],
     row: Tensor,
     half: bool,
-) -> None:
+) -> Tensor:
     # Any backward pass runs the wrapper's hooks on the parameters, by which it knows what the next
     # step uses: heads of other tasks would get a gradient of zeros, and decay.
     trained = [parameter for parameter in parameters if parameter.requires_grad]
+    total = row.new_zeros(())
     with torch.enable_grad():
         for loss in _losses(strategy, batch, half):
             gradients = iter(torch.autograd.grad(loss, trained, allow_unused=True))
             own = [next(gradients) if p.requires_grad else None for p in parameters]
             add_to_row(row, own, parameters)
+            total = total + loss.detach()
+    return total
 
 
 def _losses(strategy: Strategy, batch: Batch, half: bool) -> Iterator[Tensor]:
@@ -127,8 +132,10 @@ def write_grouped_batch_gradients(
     rows: Tensor,
     *,
     half: bool = False,
-) -> None:
+) -> Tensor:
     """Write the gradients of G groups of n samples into rows [G, P] by one pass.
+
+    Returns the sum of the groups' losses.
 
     batch: the samples of all groups, group after group; samples: G * n. half: as of `batch_loss`;
     the products that make the rows are then in bfloat16 too, as autocast has them. The .grad of
@@ -146,6 +153,7 @@ def write_grouped_batch_gradients(
             strategy.mb_output = strategy.forward()
             loss = _sum_of_losses(strategy, samples, len(rows))
         write_grouped_gradients(calls, loss, samples, parameters, rows, half=half)
+    return loss.detach()
 
 
 def _sum_of_losses(strategy: Strategy, samples: int, groups: int) -> Tensor:

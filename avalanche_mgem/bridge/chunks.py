@@ -19,7 +19,7 @@ _NUMBERS = 1 << 21
 
 @dataclass(frozen=True)
 class Chunk:
-    """Neighbouring groups of one size: which rows are theirs, and their samples group by group."""
+    """Neighbouring groups of one size and share: their rows, and their samples group by group."""
 
     rows: slice
     batch: Batch
@@ -51,8 +51,8 @@ class Chunks:
         """
         if [*map(id, groups)] != [*map(id, self._groups)]:
             known = {(c.rows.start, c.rows.stop): c for c in self._chunks}
-            sizes, chunks = [group.size for group in groups], []
-            for rows in _runs(sizes, samples_a_pass(model), drawn):
+            chunks = []
+            for rows in _runs(groups, samples_a_pass(model), drawn):
                 chunk, own = known.get((rows.start, rows.stop)), groups[rows]
                 if chunk is None or [*map(id, own)] != [*map(id, self._groups[rows])]:
                     chunk = Chunk(rows, _shared(own), own[0].size)
@@ -68,10 +68,10 @@ def samples_a_pass(model: nn.Module) -> int:
     return max(1, _NUMBERS // max(held, 1))
 
 
-def _runs(sizes: Sequence[int], samples: int, drawn: int | None) -> Iterator[slice]:
-    """Neighbours of one size, as many as give a pass so many samples, and at least one."""
+def _runs(groups: Sequence[MemoryGroup], samples: int, drawn: int | None) -> Iterator[slice]:
+    """Neighbours of one size and share, as many as give a pass so many samples; at least one."""
     start = 0
-    for size, same in groupby(sizes):
+    for (size, _), same in groupby((group.size, group.share) for group in groups):
         stop = start + len(list(same))
         step = max(1, samples // min(size, drawn or size))
         for first in range(start, stop, step):

@@ -35,7 +35,7 @@ class MemoryGroup:
     Args:
         batch: as training's collate function made it, on the memory's device; it may come to
             share its storage with other groups, of which a copy or a pickle keeps its own part.
-        share: of its task's groups: 1 / number of groups of the task.
+        share: of its task's samples: size / their number.
         size: number of samples.
     """
 
@@ -214,8 +214,8 @@ class EpisodicMemory:
     def _groups_of(self, parts: list[NDArray[np.int64]]) -> list[MemoryGroup]:
         moved = (to_device(batch, self.device) for batch in self._open.batches(parts))
         batches = [in_format(batch, self.memory_format) for batch in moved]
-        sized = zip(batches, parts, strict=True)
-        return [MemoryGroup(batch, 1.0 / len(parts), len(part)) for batch, part in sized]
+        sized, total = zip(batches, parts, strict=True), sum(map(len, parts))
+        return [MemoryGroup(batch, len(part) / total, len(part)) for batch, part in sized]
 
     def _held_out_group(self) -> MemoryGroup | None:
         memory = self._open.best(self.patterns_per_experience, self._balanced)

@@ -29,7 +29,7 @@ from avalanche_mgem.bridge.fields import Batch, MemoryFormat, in_format, samples
 from avalanche_mgem.bridge.memory import MemoryGroup
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.model.bf16 import warn_of_slow_bf16
-from avalanche_mgem.model.distributed import first_of_all
+from avalanche_mgem.model.distributed import first_of_all, n_processes
 from avalanche_mgem.model.grouped import NotGroupedError, why_not_grouped
 from avalanche_mgem.model.randomness import RandomStream, fingerprint, unmoved_torch_states
 
@@ -98,6 +98,7 @@ class MemoryRows:
         self._random = RandomStream(seed)
         self._draws = np.random.default_rng([seed, 1])
         self._chunks = Chunks()
+        self._losses: list[Tensor] = []  # of the rows
         self._looked_at: object = None  # the model and the like that the next two are of
         self._grouped = False
         self._draws_nothing: bool | None = None  # but by dropout; None: not known yet
@@ -119,7 +120,16 @@ class MemoryRows:
 
     def __getstate__(self) -> dict[str, Any]:
         # Both are of objects by their identity, which a copy does not share.
-        return {**vars(self), "_written": None, "_looked_at": None}
+        return {**vars(self), "_written": None, "_looked_at": None, "_losses": []}
+
+    def loss(self, weights: Tensor) -> Tensor:
+        """Return sum_k w_k L_k of the losses L_k that rows are the gradients of, float64, [].
+
+        Computed with the rows, at no further pass. weights: w, [K], equal in groups that go through
+        the model together.
+        """
+        losses = torch.stack([loss.double() for loss in self._losses])
+        return losses @ weights.to(losses.device, torch.float64, non_blocking=True)
 
     def fill(
         self,
@@ -153,8 +163,16 @@ class MemoryRows:
             if samples is None:
                 samples = self._fill_one_by_one(strategy, groups, parameters, rows)
         average_rows(rows, samples)
+        self._average_losses(samples)
         self._written = source
         return True
+
+    def _average_losses(self, samples: list[int]) -> None:
+        """Make the losses those of all processes, as the rows are."""
+        if n_processes() > 1:
+            losses = torch.stack(self._losses)[:, None]
+            average_rows(losses, samples)
+            self._losses = list(losses[:, 0])
 
     @contextmanager
     def _random_numbers(self, model: nn.Module, device: torch.device) -> Iterator[None]:
@@ -182,12 +200,13 @@ class MemoryRows:
         rows: Tensor,
     ) -> list[int]:
         """Fill the rows; return of how many samples each is."""
-        samples = []
+        samples, self._losses = [], []
         rows.zero_()
         with own_gradients(strategy.model), _explained_batch_norm():
             for group, row in zip(groups, rows, strict=True):
                 batch, size = self._drawn(group.batch, 1, group.size)
-                add_batch_gradient(strategy, batch, parameters, row, half=self._half)
+                loss = add_batch_gradient(strategy, batch, parameters, row, half=self._half)
+                self._losses.append(loss)
                 samples.append(size)
         return samples
 
@@ -202,13 +221,15 @@ class MemoryRows:
         if not self._grouped:
             return None
         sizes: list[int] = []
+        self._losses = []
         try:
             for chunk in self._chunks.of(groups, strategy.model, self.batch_size):
                 batch, size = self._drawn(chunk.batch, chunk.groups, chunk.size)
                 samples, own = chunk.groups * size, rows[chunk.rows]
-                write_grouped_batch_gradients(
+                loss = write_grouped_batch_gradients(
                     strategy, batch, samples, parameters, own, half=self._half
                 )
+                self._losses += [loss / chunk.groups] * chunk.groups
                 sizes += [size] * chunk.groups
         except NotGroupedError as error:
             self._refuse(error)

@@ -20,7 +20,8 @@ class ShowsProjection(Protocol):
     """A plugin that shows what its last projection did; None where there was nothing to project.
 
     It may also show `last_seconds`, a mapping from the parts of its work to the time they took, and
-    `last_generalization`, one from past tasks to how far the restriction fails to generalise.
+    `last_generalization`, one from past tasks to how far the restriction fails to generalise, and
+    `last_memory_strength`, a number.
     """
 
     last_projection: Projection | None
@@ -34,10 +35,12 @@ class RestrictionMetric(PluginMetric):
     module; `Restriction_ViolatedRows`, the share of all rows in all modules;
     `Restriction_RelativeChange`, ||z - g|| / ||g||; `Restriction_Cosine`, of z and g;
     `Restriction_Dual`, the dual variables; `Restriction_SolverRetries`, how many solves needed a
-    larger ridge; and `Restriction_Seconds_memory` and `_projection`, the time an iteration. Without
-    violation the first six are 0, 0, 0, 1, 0 and 0. Where the plugin
-    measures it, `Restriction_GeneralizationGap` is the cosine of z with the memory minus that with
-    held-out samples, over the past tasks, and `Restriction_GeneralizationGap/task0` and so on is
+    larger ridge; `Restriction_Push`, the length of what the memory strength alone adds to g,
+    relative to ||g||. Without violation these are 0, 0, 0, 1, 0, 0 and 0. Then
+    `Restriction_MemoryStrength`, gamma, before it is divided among groups;
+    `Restriction_Seconds_memory` and `_projection`, the time an iteration; and where the plugin
+    measures it, `Restriction_GeneralizationGap`, the cosine of z with the memory minus that with
+    held-out samples, over the past tasks, and `Restriction_GeneralizationGap/task0` and so on,
     that of each.
 
     Args:
@@ -76,7 +79,8 @@ class RestrictionMetric(PluginMetric):
         projection = None if plugin is None else plugin.last_projection
         if projection is None:
             return []
-        values = {**_whole(projection), **_seconds(plugin), **_generalization(plugin)}
+        values = _whole(projection) | _strength(plugin) | _seconds(plugin)
+        values |= _generalization(plugin)
         self._run.add(values)
         if self._modules:
             values |= _by_module(projection)
@@ -142,6 +146,7 @@ def _whole(projection: Projection) -> dict[str, float]:
         "Cosine": projection.cosine,
         "Dual": float(projection.dual.mean()),
         "SolverRetries": float(projection.retries),
+        "Push": projection.push,
     }
 
 
@@ -158,6 +163,11 @@ def _by_module(projection: Projection) -> dict[str, float]:
         for index, name in enumerate(names)
         for column, value in ((c, float(values[index])) for c, values in columns.items())
     }
+
+
+def _strength(plugin: Any) -> dict[str, float]:
+    strength = getattr(plugin, "last_memory_strength", None)
+    return {} if strength is None else {"MemoryStrength": float(strength)}
 
 
 def _seconds(plugin: Any) -> dict[str, float]:

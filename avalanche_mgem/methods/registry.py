@@ -45,6 +45,8 @@ def _baseline(name: str, strategy: Lazy, description: str, **settings: Any) -> M
     return Method(name, strategy, settings, description, check_baseline)
 
 
+_AUTO = {"memory_strength": "auto"}
+
 # The weights of the penalties (ewc, si, lwf) are chosen by benchmarks/choose.py: of 0.01 to 10,000
 # in steps of 10, those with the best ACC on data of the default stream that was held out.
 _ALL = (
@@ -102,6 +104,10 @@ _ALL = (
     _mgem("mgem-pd", "both: 8 blocks, 4 constraints a task", parameter_groups=8, memory_groups=4),
     _mgem("mgem-p-approx", "mgem-p, diagonal Gram", parameter_groups=8, solver="approximate"),
     _mgem("mgem-d-approx", "mgem-d, diagonal Gram", memory_groups=8, solver="approximate"),
+    _mgem("gem-auto", "GEM, memory strength by Polyak's step size", **_AUTO),
+    _mgem("mgem-p-auto", "mgem-p, likewise", parameter_groups=8, **_AUTO),
+    _mgem("mgem-d-auto", "mgem-d, likewise", memory_groups=8, **_AUTO),
+    _mgem("mgem-pd-auto", "mgem-pd, likewise", parameter_groups=8, memory_groups=4, **_AUTO),
     _migu("migu", "of each layer only the 30% of the rows with the largest outputs learn"),
     _migu("migu-update", "migu, the other rows truly still", freeze="update"),
     _migu("migu-random", "migu with rows drawn at random, to compare with", score="random"),
@@ -139,7 +145,7 @@ METHODS = MethodRegistry(_ALL)
 DEFAULT_METHODS: tuple[str, ...] = (
     *("naive", "replay", "ewc", "agem", "gem"),
     *("mgem-p", "mgem-d", "mgem-pd", "mgem-p-approx", "mgem-d-approx"),
-    "migu",
+    *("mgem-d-auto", "migu"),
 )
 # The same for text: those of MIGU's paper, but for adapters beside others.
 TEXT_METHODS: tuple[str, ...] = (

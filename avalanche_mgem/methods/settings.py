@@ -7,8 +7,8 @@ themselves, in the same words; here it is said before anything is imported that 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from numbers import Integral
+from dataclasses import dataclass, is_dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from avalanche_mgem.arguments import bounded_int, finite, flag, one_of, positive_int
@@ -62,7 +62,9 @@ def _dropout(name: str, value: Any) -> None:
 
 
 def _memory_strength(name: str, value: Any) -> None:
-    if not callable(value) or isinstance(value, type):
+    if isinstance(value, str):
+        one_of(name, value, ("auto",))
+    elif isinstance(value, Real | type) or not (callable(value) or is_dataclass(value)):
         finite(name, value, minimum=0.0)
 
 

@@ -105,7 +105,10 @@ class StepRecorder:
 
     Attributes:
         metric: sqrt(w), one number a parameter; after `finish`.
+        rate: the largest of the rates, which w is relative to; after `finish`.
     """
+
+    rate: float = 1.0
 
     _scale: float | None = None  # c
 
@@ -133,7 +136,7 @@ class StepRecorder:
         of zero; unless they have moved all the same.
         """
         rates = self._found_rates(parameters)
-        largest = max(map(abs, rates))
+        self.rate = largest = max(map(abs, rates))
         self.metric = [math.sqrt(abs(r) / largest) if r != 0 else 1.0 for r in rates]
         self._steps = [
             rate if p.grad is not None or not torch.equal(before, p) else 0.0

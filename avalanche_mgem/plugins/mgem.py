@@ -32,6 +32,13 @@ from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.bridge.size import check_size, rows_of_stream
 from avalanche_mgem.bridge.still import HoldsStill, Still, held_still
 from avalanche_mgem.bridge.strategy import Strategy
+from avalanche_mgem.bridge.strength import (
+    NO_BOUNDS,
+    Bounds,
+    as_strength,
+    rates_of_gradient,
+    require_rates,
+)
 from avalanche_mgem.bridge.trial import require_positions, try_memory
 from avalanche_mgem.bridge.watch import Action, Order
 from avalanche_mgem.model.distributed import (
@@ -53,14 +60,15 @@ from avalanche_mgem.model.partition import (
 from avalanche_mgem.model.snapshot import OptimizerSnapshot
 from avalanche_mgem.model.steps import StepRecorder, unmoved
 from avalanche_mgem.restriction import (
-    ConstantSchedule,
     DiagonalSolver,
     DualSolver,
     PivotingSolver,
+    PolyakStrength,
     Projection,
     Schedule,
 )
 from avalanche_mgem.restriction.change import Change
+from avalanche_mgem.restriction.polyak import PolyakBounds
 from avalanche_mgem.restriction.rounds import Ridge
 
 _GEM_RIDGE = 1e-3
@@ -89,7 +97,14 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             constraint), or a schedule, called with the 0-based `experience` (of a stream without
             task boundaries: sub-experience) and `iteration` of the run. It acts in modules with a
             violated row only. Undivided bounds with many groups can diverge, see
-            `memory_strength_per`.
+            `memory_strength_per`. Or "auto", which is `PolyakStrength()` (ours): at each iteration
+            F / (lr ||s||^2), with F the loss on the memory, summed over past tasks, and s its
+            gradient; so the push of the memory is a step of Polyak's size on F, whatever the
+            learning rate, and cannot feed itself as a constant one can. F comes from the memory's
+            passes and costs no further one. A loss is taken to be bounded by zero: where F is not
+            positive, gamma is zero. Under restrict="gradient" the optimiser must have a learning
+            rate, and the size is that of plain SGD's step: with others take restrict="update", or
+            PolyakStrength(maximum=...).
         parameter_groups: p-mGEM: the modules that are restricted each on its own. An int (equal
             blocks), "layer", "tensor", {name: [patterns]} or a callable(model); see
             `avalanche_mgem.model.partition.make_partition`. The paper leaves the partition open.
@@ -111,8 +126,9 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         memory_split: "random" (default) or "class"; the paper leaves it open.
         memory_selection: "random" (as Avalanche's GEMPlugin), "class-balanced" or "ring" (as GEM's
             code); see EpisodicMemory.
-        memory_strength_per: "task" (default, ours: each row's bound is gamma / number of groups of
-            its task, which keeps the total push that of GEM) or "row" (gamma on every row).
+        memory_strength_per: "task" (default, ours: each row's bound is gamma * size of the group /
+            size of its task's memory, which keeps the total push that of GEM) or "row" (gamma on
+            every row).
         ridge: "auto" (1e-3 absolute, as GEM, with one module and one group; otherwise relative),
             "relative" or an absolute number > 0; see `avalanche_mgem.restriction.project`.
         unassigned_parameters: parameters that no pattern takes: "error", "free" or "module".
@@ -164,6 +180,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
     Attributes:
         last_projection: what the last iteration's projection did, its gradient left out; None where
             there was no memory yet. Measured when it is first read.
+        last_memory_strength: gamma of the last iteration's projection; None where there was none.
         last_generalization: {0-based past task: cosine on the memory minus cosine on held-out
             samples} where the last iteration measured it, else empty.
         last_seconds: what the last iteration's parts took, by the clock on the wall: "memory" (the
@@ -188,11 +205,12 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
 
     _change: Change | None = None
     _projection: Projection | None = None
+    last_memory_strength: float | None = None
 
     def __init__(
         self,
         patterns_per_experience: int,
-        memory_strength: float | Schedule = 0.5,
+        memory_strength: float | Literal["auto"] | Schedule | PolyakStrength = 0.5,
         *,
         parameter_groups: ParameterGroups = 1,
         memory_groups: int = 1,
@@ -241,7 +259,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             held_out=generalization_every is not None,
             seed=seeds[0],
         )
-        self.memory_strength = _schedule(memory_strength)
+        self.memory_strength = as_strength(memory_strength)
         check_parameter_groups(parameter_groups)
         self.parameter_groups = parameter_groups
         self.solver = _solver(solver)
@@ -276,7 +294,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         self._partitions = PartitionCache()
         self._names: list[str] = []  # of the parameters behind the matrix
         self._restricted = Partition((), (), 0)  # of those parameters
-        self._strengths = torch.empty(0)  # one a memory row; empty: nothing to restrict with
+        self._bounds = NO_BOUNDS
         self._experience = -1
         self._boundaries_known = True
         self._waits_for_shapes = False  # of lazy layers, to check partition and size
@@ -316,6 +334,8 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         self._waits_for_shapes = bool(uninitialized(strategy.model))
         if not self._waits_for_shapes:
             self._check_model(strategy)
+        if isinstance(self.memory_strength, PolyakStrength) and self.restrict == "gradient":
+            require_rates(strategy)
         beside = any(isinstance(plugin, HoldsStill) for plugin in strategy.plugins)
         if beside and self._rows.refresh_every > 1:
             raise ValueError(
@@ -330,12 +350,12 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
     def before_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         """Compute one gradient for each group of the memory."""
         self._guard.open(strategy)
-        self._change = self._projection = None
+        self._change = self._projection = self.last_memory_strength = None
         self.last_seconds, self.last_generalization = {}, {}
         groups = self.memory.closed_groups()
         if not self._boundaries_known:
             groups = groups + self.memory.open_groups()
-        self._strengths = self._lower_bounds(groups, strategy.clock.train_iterations)
+        self._set_bounds(groups, strategy.clock.train_iterations)
         if groups:
             with self._timed("memory"):
                 self._fill_rows(strategy, groups)
@@ -346,19 +366,19 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         if self._waits_for_shapes:
             self._waits_for_shapes = False
             self._check_model(strategy)
-        if self.restrict == "update" or not len(self._strengths):
+        if self.restrict == "update" or not self._bounds:
             return
         self._restrict_gradient(strategy)
         self._guard.acted()
 
     def before_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """Skip a step that is not finite; remember where it begins (restrict="update")."""
-        restricts = self.restrict == "gradient" and len(self._strengths) > 0
+        restricts = self.restrict == "gradient" and bool(self._bounds)
         again = Action(Order.PROJECT, self._restrict_again, argument="restrict='update'")
         self._guard.watch(strategy, *([again] if restricts else []))
         if not self._guard.allows(strategy):
             return
-        if self.restrict == "update" and len(self._strengths):
+        if self.restrict == "update" and self._bounds:
             optimizers = optimizers_of(strategy)
             self._step.start(self._parameters(unwrapped(strategy.model)), optimizers)
             if self.on_nonfinite == "skip":
@@ -366,7 +386,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
 
     def after_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """Project the step that the optimiser took (restrict="update")."""
-        if self.restrict == "update" and len(self._strengths) and not self._guard.skips:
+        if self.restrict == "update" and self._bounds and not self._guard.skips:
             with self._timed("projection"):
                 self._restrict_step(strategy)
         self._undo = None
@@ -413,7 +433,10 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         where = self._matrix.gradient.device
         alongside = size_of(numbers).reshape(1).to(where) if looks and numbers else None
         with self._timed("projection"):
-            projected = self._project(parameters, gradients, held, alongside)
+            asks = self._bounds.needs_rate
+            rate = rates_of_gradient(strategy, parameters, where) if asks else 1.0
+            bounds = self._bounds.at(self._rows, rate)
+            projected = self._project(parameters, gradients, held, bounds, alongside)
             if projected is not None:
                 write_gradients(parameters, projected, gradients)
         return True
@@ -447,7 +470,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         self.memory.observe_dataset(dataset, collate_of(strategy.dataloader, dataset))
         if task_boundary(strategy.experience).ends:
             self.memory.close_task()
-        self._strengths = torch.empty(0)
+        self._bounds = NO_BOUNDS
         self._step.forget()
 
     def _restrict_step(self, strategy: Strategy) -> None:
@@ -455,7 +478,9 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         update = self._step.finish(parameters)
         self._matrix.scale_rows(self._step.metric, parameters)
         try:
-            projected = self._project(parameters, update, held_still(strategy, of="update"))
+            held = held_still(strategy, of="update")
+            bounds = self._bounds.at(self._rows, self._step.rate)
+            projected = self._project(parameters, update, held, bounds)
         except FloatingPointError as error:
             self._step.undo(parameters)
             if self._undo is not None:
@@ -468,7 +493,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
     def _row_reason(self, strategy: Strategy) -> str | None:
         columns = positions(self._parameters(unwrapped(strategy.model)))
         return row_reason(
-            self._matrix.rows[: len(self._strengths)],
+            self._matrix.rows[: len(self._bounds)],
             dict(zip(self._names, columns, strict=True)),
             [len(groups) for groups in self.memory.closed_tasks()],
         )
@@ -493,11 +518,14 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             )
         return parameters
 
-    def _lower_bounds(self, groups: list[MemoryGroup], iteration: int) -> Tensor:
-        strength = self.memory_strength(experience=max(self._experience, 0), iteration=iteration)
-        strength = finite("memory_strength", strength, minimum=0.0)
-        per_task = self.memory_strength_per == "task"
-        return torch.tensor([strength * (g.share if per_task else 1.0) for g in groups])
+    def _set_bounds(self, groups: list[MemoryGroup], iteration: int) -> None:
+        self._bounds = Bounds(
+            self.memory_strength,
+            groups,
+            per_task=self.memory_strength_per == "task",
+            experience=max(self._experience, 0),
+            iteration=iteration,
+        )
 
     def _check_samples(self, strategy: Strategy, *, tries: bool) -> None:
         """Refuse what would fail when the task has been trained on."""
@@ -544,11 +572,12 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         parameters: list[nn.Parameter],
         vectors: list[Tensor | None],
         held: Still,
+        bounds: Tensor | PolyakBounds,
         alongside: Tensor | None = None,
     ) -> Tensor | None:
         """Project and keep what it did; return the projected vector, or None if it is unchanged.
 
-        alongside: as of `Cone.project`.
+        bounds, alongside: as of `Cone.project`.
         """
         self._matrix.set_gradient(vectors, parameters)
         exclude = self.unused_parameters == "exclude"
@@ -568,13 +597,14 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         is_gem = len(self._restricted.slices) == 1 and self.memory.groups == 1
         automatic: Ridge = _GEM_RIDGE if is_gem else "relative"
         cone = self._matrix.cone(
-            len(self._strengths),
+            len(self._bounds),
             self._partitions.moving(self._restricted, still),
             self.solver,
             automatic if self.ridge == "auto" else self.ridge,
         )
         self._projection = None
-        self._change = cone.project(self._strengths, alongside=alongside)
+        self._change = cone.project(bounds, alongside=alongside)
+        self.last_memory_strength = float(self._change.lower[0]) / self._bounds.weights[0]
         after = self._change.after
         if self._probe.measures:
             rows = self._matrix.rows
@@ -584,12 +614,6 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
 
 def _number(seed: np.random.SeedSequence) -> int:
     return int(seed.generate_state(1)[0])
-
-
-def _schedule(memory_strength: float | Schedule) -> Schedule:
-    if callable(memory_strength) and not isinstance(memory_strength, type):
-        return memory_strength
-    return ConstantSchedule(finite("memory_strength", memory_strength, minimum=0.0))
 
 
 def _solver(solver: str | DualSolver) -> DualSolver:

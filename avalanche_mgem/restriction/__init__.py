@@ -8,6 +8,7 @@ from avalanche_mgem.restriction.change import Projection
 from avalanche_mgem.restriction.cone import project
 from avalanche_mgem.restriction.dual import DiagonalSolver, DualSolver, QuadprogSolver
 from avalanche_mgem.restriction.pivoting import PivotingSolver
+from avalanche_mgem.restriction.polyak import PolyakStrength
 from avalanche_mgem.restriction.schedules import (
     ConstantSchedule,
     CosineSchedule,
@@ -22,6 +23,7 @@ __all__ = [
     "DualSolver",
     "LinearSchedule",
     "PivotingSolver",
+    "PolyakStrength",
     "Projection",
     "QuadprogSolver",
     "Schedule",

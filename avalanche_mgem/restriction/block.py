@@ -117,6 +117,12 @@ class Block:
         held = np.isfinite(products).all() and products[:2].min() > _SMALLEST
         return products if self._held(bool(held)) else self.products(out)
 
+    def squared_push(self, dual: Array) -> float:
+        """Return ||A_m' v||^2 for v [K]."""
+        weights = self._weights(dual)
+        pushes = (torch.mv(rows.T, weights).double() for _, rows in self._read())
+        return float(_sum([torch.dot(push, push) for push in pushes]))
+
     def gram(self, new: Indices, chosen: Indices) -> Array:
         """Return the products of new rows with the chosen ones, which end in the new: [n, c]."""
         index = torch.from_numpy(chosen).to(self.rows.device)

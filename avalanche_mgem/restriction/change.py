@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ class Projection:
             as they are, 0 where a projection began or ended with zero.
         module_names: M names, where whoever asked for the projection has any.
         retries: how many solves needed a larger ridge than they were given.
+        lower: of the dual variables, the bounds, float64 [K], on the CPU.
+        push: ||A' lower|| / ||g||, over the modules with a violated row: how far the memory
+            strength alone moves the gradient.
     """
 
     gradient: Tensor
@@ -39,6 +43,8 @@ class Projection:
     module_cosine: Tensor
     module_names: tuple[str, ...] = ()
     retries: int = 0
+    lower: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    push: float = 0.0
 
     @property
     def violated_rows(self) -> Tensor:
@@ -65,6 +71,7 @@ class Change:
         dots: [M, K].
         dual: [M, K].
         retries: as of Projection.
+        lower: bounds of the dual variables, [K].
     """
 
     before: Tensor
@@ -74,6 +81,7 @@ class Change:
     dots: Array
     dual: Array
     retries: int
+    lower: Array
 
     @property
     def violated(self) -> bool:
@@ -105,7 +113,18 @@ class Change:
             torch.from_numpy(module_cosine),
             module_names,
             self.retries,
+            torch.from_numpy(self.lower),
+            self._push(),
         )
+
+    def _push(self) -> float:
+        """||A' lower|| / ||g||; 0 where g is zero."""
+        if not (self.touched and self.lower.any()):
+            return 0.0
+        with torch.autocast(self.before.device.type, enabled=False):
+            square = sum(self.blocks[index].squared_push(self.lower) for index in self.touched)
+            length = float(torch.linalg.vector_norm(self.before, dtype=torch.float64))
+        return math.sqrt(max(square, 0.0)) / length if length > 0.0 else 0.0
 
     def _products(self) -> Array:
         """`Block.products` of each module, [M, 4]; zero in those left as they are."""

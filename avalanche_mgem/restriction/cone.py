@@ -25,6 +25,7 @@ from avalanche_mgem.restriction.change import Change, Projection
 from avalanche_mgem.restriction.dual import DualSolver
 from avalanche_mgem.restriction.host import HostBlock, asks_once, begin
 from avalanche_mgem.restriction.pivoting import PivotingSolver
+from avalanche_mgem.restriction.polyak import PolyakBounds
 from avalanche_mgem.restriction.rounds import Ridge, restrict
 
 
@@ -32,7 +33,7 @@ def project(
     gradient: Tensor,
     rows: Tensor,
     *,
-    memory_strength: float | Tensor = 0.0,
+    memory_strength: float | Tensor | PolyakBounds = 0.0,
     modules: Sequence[Module] | None = None,
     solver: DualSolver | None = None,
     ridge: Ridge = "relative",
@@ -42,8 +43,9 @@ def project(
     Args:
         gradient: g, [P].
         rows: A, [K, P], same dtype and device as the gradient.
-        memory_strength: lower bound of the dual variables, >= 0; one number or one a row, [K].
-            Only modules with a violated row are touched at all.
+        memory_strength: lower bound of the dual variables, >= 0; one number or one a row, [K]; or
+            `polyak.PolyakBounds`, which find it with the rows. Only modules with a violated row are touched
+            at all.
         modules: disjoint sets of positions, each a sequence of slices of [0, P); positions in none
             of them are left as they are. None: all positions are one module.
         solver: of the dual problem; None: PivotingSolver().
@@ -97,7 +99,10 @@ class Cone:
         self._blocks: list[Block] = [kind(gradient, rows, module) for module in modules]
 
     def project(
-        self, memory_strength: float | Tensor = 0.0, *, alongside: Tensor | None = None
+        self,
+        memory_strength: float | Tensor | PolyakBounds = 0.0,
+        *,
+        alongside: Tensor | None = None,
     ) -> Change:
         """Project what the gradient is now.
 
@@ -110,10 +115,23 @@ class Cone:
             ValueError: a memory strength that is negative or not finite.
             FloatingPointError: a dot product, or a number alongside, is not finite.
         """
-        strength = _strength(memory_strength, len(self._rows))
         with torch.autocast(self._gradient.device.type, enabled=False):
-            begin(self._blocks, alongside)
+            if isinstance(memory_strength, PolyakBounds):
+                strength = self._begin_polyak(memory_strength, alongside)
+            else:
+                strength = _strength(memory_strength, len(self._rows))
+                begin(self._blocks, alongside)
             return self._project(strength)
+
+    def _begin_polyak(self, bounds: PolyakBounds, alongside: Tensor | None) -> Array:
+        """Begin, and return the bounds that the rows give, [K]."""
+        weights = _strength(bounds.weights, len(self._rows))
+        columns = [part for block in self._blocks for part in block.module]
+        numbers = [bounds.loss.detach().reshape(1).to(self._rows.device, torch.float64)]
+        numbers.append(bounds.descents(self._rows, columns))
+        numbers += [] if alongside is None else [alongside]
+        loss, descent, *_ = begin(self._blocks, torch.cat(numbers))
+        return bounds.strength(float(loss), float(descent)) * weights
 
     def _project(self, strength: Array) -> Change:
         dots = np.zeros((len(self._blocks), len(strength)))
@@ -135,7 +153,9 @@ class Cone:
             )
             block.settle(projected)
         retries = getattr(self._solver, "retries", 0) - retries
-        change = Change(self._gradient, projected, self._blocks, touched, dots, dual, retries)
+        change = Change(
+            self._gradient, projected, self._blocks, touched, dots, dual, retries, strength
+        )
         change.require_finite()
         return change
 

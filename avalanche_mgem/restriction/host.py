@@ -26,8 +26,8 @@ def asks_once(gradient: Tensor, rows: Tensor) -> bool:
     return rows.device.type != "cpu" and products <= _FEW
 
 
-def begin(blocks: Sequence[Block], alongside: Tensor | None) -> None:
-    """Let blocks begin with what gradient and rows are now.
+def begin(blocks: Sequence[Block], alongside: Tensor | None) -> Array:
+    """Let blocks begin with what gradient and rows are now; return the numbers alongside.
 
     Args:
         blocks: of one device; those that are HostBlocks get their products by one copy.
@@ -43,12 +43,13 @@ def begin(blocks: Sequence[Block], alongside: Tensor | None) -> None:
     if alongside is not None:
         sent.append(alongside)
     if not sent:
-        return
+        return np.zeros(0)
     numbers = torch.cat(sent).cpu().numpy() if len(sent) > 1 else sent[0].cpu().numpy()
     for block in waiting:
         numbers = block.take(numbers)
     if not np.isfinite(numbers).all():
         raise FloatingPointError("a loss or a gradient holds NaN or Inf")
+    return numbers
 
 
 class HostBlock(Block):
@@ -107,6 +108,10 @@ class HostBlock(Block):
         """Whether z_m is finite for certain."""
         push = self._dual @ (2 * self._table[0, 1:] + self._table[1:, 1:] @ self._dual)
         return bool(self._table[0, 0] + push <= torch.finfo(out.dtype).max)
+
+    def squared_push(self, dual: Array) -> float:
+        """Return ||A_m' v||^2 for v [K]."""
+        return float(dual @ self._table[1:, 1:] @ dual)
 
     def gram(self, new: Indices, chosen: Indices) -> Array:
         """Return the products of new rows with the chosen ones, which end in the new: [n, c]."""

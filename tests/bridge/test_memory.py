@@ -54,7 +54,8 @@ def test_groups_are_disjoint_equal_and_complete(labels, size, groups, selection,
     assert len(kept) == min(groups, expected)
     lengths = [len(group) for group in kept]
     assert max(lengths) - min(lengths) <= 1
-    assert [g.share for g in memory.closed_groups()] == pytest.approx([1 / len(kept)] * len(kept))
+    shares = [length / expected for length in lengths]
+    assert [g.share for g in memory.closed_groups()] == pytest.approx(shares)
 
 
 @given(labels_of_a_task, st.integers(1, 20), st.integers(0, 99))

@@ -100,6 +100,7 @@ def test_any_plugin_that_shows_its_projection_is_read():
         "Cosine": 1.0,
         "Dual": 0.0,
         "SolverRetries": 0.0,
+        "Push": 0.0,
     }
     metric.reset()
     assert metric.result() == {}

@@ -26,7 +26,12 @@ from tiny import make_model, sgd
 
 import avalanche_mgem as package
 import avalanche_mgem.checkpoint as package_checkpoint
-from avalanche_mgem.restriction import ConstantSchedule, DiagonalSolver, LinearSchedule
+from avalanche_mgem.restriction import (
+    ConstantSchedule,
+    DiagonalSolver,
+    LinearSchedule,
+    PolyakStrength,
+)
 
 _DEVICE = kind(
     None,
@@ -53,6 +58,8 @@ MGEM = {
         np.float32(0.5),
         ConstantSchedule(0.1),
         LinearSchedule(0.0, 1.0, 2),
+        "auto",
+        PolyakStrength(maximum=1.0),
         may=f"{NOT_NEGATIVE.names()}|{_CALLABLE}",
     ),
     "parameter_groups": kind(

@@ -84,6 +84,15 @@ RESTRICTION = {
         )
         for schedule in (restriction.LinearSchedule, restriction.CosineSchedule)
     },
+    "PolyakStrength": Target(
+        restriction.PolyakStrength,
+        {
+            "factor": kind(1.0, np.float32(0.5), may=REAL),
+            "maximum": kind(
+                None, 0.5, restriction.ConstantSchedule(1.0), may=f"None|{REAL}|a function"
+            ),
+        },
+    ),
     "DiagonalSolver": Target(restriction.DiagonalSolver, {}),
     "QuadprogSolver": Target(restriction.QuadprogSolver, {}),
     "PivotingSolver": Target(restriction.PivotingSolver, {"quadprog_up_to": NATURAL}),

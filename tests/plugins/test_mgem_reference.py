@@ -37,12 +37,17 @@ def modules_of(model, groups):
     ]
 
 
+def loss_on(model, batch):
+    """The mean loss on a batch [x, y, task labels]."""
+    x, y, task_labels = batch
+    return nn.functional.cross_entropy(avalanche_forward(model, x, task_labels), y)
+
+
 def flat_gradient(model, batch):
-    """The gradient of the mean loss on a batch [x, y, task labels]; zeros where there is none."""
+    """The gradient of the mean loss on a batch; zeros where there is none."""
     model = snapshot(model)
     model.zero_grad()
-    x, y, task_labels = batch
-    nn.functional.cross_entropy(avalanche_forward(model, x, task_labels), y).backward()
+    loss_on(model, batch).backward()
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     return torch.cat([part.flatten() for part in parts]).numpy()
 
@@ -74,8 +79,15 @@ class Recorder:
         return torch.cat([part.flatten() for part in parts]).numpy().copy()
 
 
+def polyak(model, groups, rows, shares):
+    """gamma = F / (lr ||s||^2), by hand; the learning rate is that of `make_strategy`."""
+    loss = sum(s * loss_on(model, g.batch).item() for s, g in zip(shares, groups, strict=True))
+    push = shares @ rows.astype(np.float64)
+    return loss / (0.3 * push @ push)
+
+
 @pytest.mark.cover
-@pytest.mark.parametrize("gamma", [0.0, 0.5])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, "auto"])
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -104,9 +116,9 @@ def test_every_projected_gradient_is_the_references(arguments, gamma):
             assert np.array_equal(gradient, result)
             continue
         rows = np.stack([flat_gradient(model, group.batch) for group in groups])
-        share = 1.0 if per_row else 1.0 / arguments.get("memory_groups", 1)
+        shares = np.array([1.0 if per_row else group.size / 12 for group in groups])
         modules = modules_of(model, arguments.get("parameter_groups", 1))
-        lower = np.full(len(rows), gamma * share)
+        lower = shares * (polyak(model, groups, rows, shares) if gamma == "auto" else gamma)
         expected = reference.project(gradient, rows, modules, lower, "relative")
         size = max(np.linalg.norm(gradient), np.linalg.norm(expected))
         assert np.linalg.norm(result - expected) <= 1e-6 * size
