@@ -44,8 +44,8 @@ def project(
         gradient: g, [P].
         rows: A, [K, P], same dtype and device as the gradient.
         memory_strength: lower bound of the dual variables, >= 0; one number or one a row, [K]; or
-            `polyak.PolyakBounds`, which find it with the rows. Only modules with a violated row are touched
-            at all.
+            `polyak.PolyakBounds`, which find it with the rows. Only modules with a violated row are
+            touched at all.
         modules: disjoint sets of positions, each a sequence of slices of [0, P); positions in none
             of them are left as they are. None: all positions are one module.
         solver: of the dual problem; None: PivotingSolver().

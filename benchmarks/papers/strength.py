@@ -77,6 +77,7 @@ Stream = Annotated[str, typer.Argument(help=", ".join(SIZES))]
 DataRoot = Annotated[Path, typer.Option(help="Folder of the data sets.")]
 Out = Annotated[Path, typer.Option(help="Results folder.")]
 Jobs = Annotated[int, typer.Option(help="Processes at once.")]
+Seeds = Annotated[int, typer.Option(min=1, max=len(FRESH), help="How many fresh seeds.")]
 Only = Annotated[
     list[str] | None, typer.Option(help="Methods by pattern, with * and ?; repeatable.")
 ]
@@ -100,22 +101,32 @@ def choose(stream: Stream, data_root: DataRoot, out: Out, jobs: Jobs = 1) -> Non
 
 @app.command(name="compare")
 def compare_strengths(
-    stream: Stream, data_root: DataRoot, out: Out, jobs: Jobs = 1, only: Only = None
+    stream: Stream,
+    data_root: DataRoot,
+    out: Out,
+    jobs: Jobs = 1,
+    only: Only = None,
+    seeds: Seeds = len(FRESH),
 ) -> None:
     """Compare the strengths, with fresh seeds."""
     strengths = dict.fromkeys(KINDS, (0.0, 0.5, "auto")) | {"gem": (*GAMMAS, "auto")}
     chosen = [method(kind, strength) for kind in KINDS for strength in strengths[kind]]
-    _run(_only(chosen, only), FRESH, stream, data_root, out, jobs)
+    _run(_only(chosen, only), FRESH[:seeds], stream, data_root, out, jobs)
 
 
 @app.command()
 def frontier(
-    stream: Stream, data_root: DataRoot, out: Out, jobs: Jobs = 1, only: Only = None
+    stream: Stream,
+    data_root: DataRoot,
+    out: Out,
+    jobs: Jobs = 1,
+    only: Only = None,
+    seeds: Seeds = len(FRESH),
 ) -> None:
     """Train GEM, p-mGEM and d-mGEM at more strengths, with the same fresh seeds."""
     kinds = ("gem", "mgem-p(8)", "mgem-d(8)")
     chosen = [method(kind, strength) for strength in (*FRONTIER, "auto") for kind in kinds]
-    _run(_only(chosen, only), FRESH, stream, data_root, out, jobs)
+    _run(_only(chosen, only), FRESH[:seeds], stream, data_root, out, jobs)
 
 
 def best(results: Sequence[RunResult]) -> str:
