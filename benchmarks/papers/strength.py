@@ -106,7 +106,7 @@ def compare_strengths(
     out: Out,
     jobs: Jobs = 1,
     only: Only = None,
-    seeds: Seeds = len(FRESH),
+    seeds: Seeds = 5,
 ) -> None:
     """Compare the strengths, with fresh seeds."""
     strengths = dict.fromkeys(KINDS, (0.0, 0.5, "auto")) | {"gem": (*GAMMAS, "auto")}
@@ -121,7 +121,7 @@ def frontier(
     out: Out,
     jobs: Jobs = 1,
     only: Only = None,
-    seeds: Seeds = len(FRESH),
+    seeds: Seeds = 5,
 ) -> None:
     """Train GEM, p-mGEM and d-mGEM at more strengths, with the same fresh seeds."""
     kinds = ("gem", "mgem-p(8)", "mgem-d(8)")
