@@ -214,6 +214,23 @@ def swapped_minibatch(strategy: Strategy, batch: Batch) -> Iterator[None]:
 
 
 @contextmanager
+def evaluated_normalization(model: nn.Module) -> Iterator[None]:
+    """Normalise by running statistics, which stay as they are, in layers that keep any."""
+    training = [
+        module
+        for module in model.modules()
+        if module.training and getattr(module, "running_mean", None) is not None
+    ]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
 def restored_running_statistics(model: nn.Module) -> Iterator[None]:
     """Put the running statistics of normalisation layers back on the way out."""
     names = ("running_mean", "running_var", "num_batches_tracked")

@@ -6,8 +6,8 @@ Several processes share the passes: each takes a part of every group, and the ro
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from avalanche_mgem.arguments import one_of, positive_int
 from avalanche_mgem.bridge.batches import (
     add_batch_gradient,
+    evaluated_normalization,
     own_gradients,
     restored_running_statistics,
     write_batch_gradient,
@@ -37,7 +38,14 @@ _LOG = logging.getLogger(__name__)
 
 MemoryPrecision = Literal["float32", "bf16"]
 Passes = Literal["auto", "loop", "grouped"]
-BatchNorm = Literal["update", "restore"]
+BatchNorm = Literal["update", "restore", "evaluate"]
+
+# What becomes of normalisation by running statistics, by memory_batchnorm.
+_NORMS: dict[str, Callable[[nn.Module], AbstractContextManager[None]]] = {
+    "update": lambda _: nullcontext(),
+    "restore": restored_running_statistics,
+    "evaluate": evaluated_normalization,
+}
 
 # How far a grouped row may be from the loop's, relative to its length, before the model is believed
 # to do something that its modules do not show. Rounding stays well below.
@@ -91,7 +99,7 @@ class MemoryRows:
             positive_int("memory_batch_size", batch_size)
         self.batch_size = batch_size
         self.refresh_every = positive_int("refresh_every", refresh_every)
-        self.batchnorm = one_of("memory_batchnorm", batchnorm, ("update", "restore"))
+        self.batchnorm = one_of("memory_batchnorm", batchnorm, tuple(_NORMS))
         one_of("memory_precision", precision, ("float32", "bf16"))
         one_of("memory_format", memory_format, ("preserve", "channels_last"))
         self.precision, self.memory_format = precision, memory_format
@@ -153,8 +161,7 @@ class MemoryRows:
         if self._divides is None:
             self._divides = is_same_memory([group.batch for group in groups])
             self._draws = first_of_all(self._draws)
-        restore = self.batchnorm == "restore"
-        statistics = restored_running_statistics(strategy.model) if restore else nullcontext()
+        statistics = _NORMS[self.batchnorm](strategy.model)
         if self._looked_at is None and self._half:
             warn_of_slow_bf16("memory_precision='bf16'", strategy.device)
         self._look_at(strategy, groups, parameters, rows)

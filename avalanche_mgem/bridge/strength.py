@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from avalanche_mgem.arguments import finite, one_of
+from avalanche_mgem.arguments import finite
 from avalanche_mgem.bridge.memory import MemoryGroup
 from avalanche_mgem.bridge.optimizers import optimizers_of
 from avalanche_mgem.bridge.rows import MemoryRows
@@ -32,8 +32,11 @@ def as_strength(memory_strength: Given) -> Schedule | PolyakStrength:
     if isinstance(memory_strength, PolyakStrength):
         return memory_strength
     if isinstance(memory_strength, str):
-        one_of("memory_strength", memory_strength, ("auto",))
-        return PolyakStrength()
+        if memory_strength == "auto":
+            return PolyakStrength()
+        raise ValueError(
+            f"memory_strength must be a finite number >= 0 or 'auto', got {memory_strength!r}"
+        )
     if callable(memory_strength) and not isinstance(memory_strength, type):
         return memory_strength
     return ConstantSchedule(finite("memory_strength", memory_strength, minimum=0.0))

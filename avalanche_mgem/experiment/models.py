@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 ModelFactory = Callable[[tuple[int, ...], int], "nn.Module"]
 Heads = Literal["single", "growing", "multi"]
 HEADS: tuple[str, ...] = get_args(Heads)
+Norm = Literal["batch", "group", "none"]
+NORMS: tuple[str, ...] = get_args(Norm)
 
 
 class MLPFactory:
@@ -95,19 +97,24 @@ class CNNFactory:
     Args:
         channels: widths of the layers; the last is the number of features of the output layer.
         heads: "single", "growing" (as classes come) or "multi" (one a task label).
+        norm: after each convolution: "batch", "group" (of 8 groups of channels) or "none".
 
     Raises:
-        ValueError: no layer, a width that is no whole number >= 1, unknown heads.
+        ValueError: no layer, a width that is no whole number >= 1, unknown heads or norm.
     """
+
+    norm: str = "batch"  # of factories that are older
 
     def __init__(
         self,
         channels: Sequence[int] = (128, 256, 512, 1024, 100),
         *,
         heads: Heads = "single",
+        norm: Norm = "batch",
     ) -> None:
         self.channels = _widths("channels", channels)
         self.heads = one_of("heads", heads, HEADS)
+        self.norm = one_of("norm", norm, NORMS)
         if not self.channels:
             raise ValueError("channels must have at least one width, got none")
 
@@ -115,11 +122,12 @@ class CNNFactory:
         """Return a new network, initialised from torch's global random state."""
         from avalanche_mgem.experiment.networks import cnn_body, with_head
 
-        body = cnn_body(_channels(self, sample_shape), self.channels)
+        body = cnn_body(_channels(self, sample_shape), self.channels, self.norm)
         return with_head(body, self.channels[-1], n_classes, self.heads)
 
     def __repr__(self) -> str:
-        return f"CNNFactory(channels={self.channels}{_told(self.heads)})"
+        norm = "" if self.norm == "batch" else f", norm={self.norm!r}"  # as of the heads
+        return f"CNNFactory(channels={self.channels}{_told(self.heads)}{norm})"
 
 
 def bound_to(factory: ModelFactory, scenario: Any) -> ModelFactory:

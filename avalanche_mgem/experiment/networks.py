@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _GROWING_START = 2  # Avalanche's
+_GROUPS = 8  # of group normalisation
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -69,10 +71,18 @@ class MultiHeadNetwork(MultiTaskModule):
         return outputs
 
 
-def convolution(width_in: int, width_out: int, stride: int, kernel: int = 3) -> list[nn.Module]:
-    """Return a convolution, padded to keep the size at stride 1, and its batch norm."""
-    conv = nn.Conv2d(width_in, width_out, kernel, stride, padding=kernel // 2, bias=False)
-    return [conv, BatchNorm(width_out)]
+def convolution(
+    width_in: int, width_out: int, stride: int, kernel: int = 3, norm: str = "batch"
+) -> list[nn.Module]:
+    """Return a convolution, padded to keep the size at stride 1, and its normalisation.
+
+    norm: "batch", "group" (of 8 groups, or as many as divide the width) or "none" (a bias instead).
+    """
+    bias = norm == "none"
+    conv = nn.Conv2d(width_in, width_out, kernel, stride, padding=kernel // 2, bias=bias)
+    if norm == "batch":
+        return [conv, BatchNorm(width_out)]
+    return [conv] if bias else [conv, nn.GroupNorm(math.gcd(_GROUPS, width_out), width_out)]
 
 
 def slim_resnet18_body(channels: int, width: int) -> list[nn.Module]:
@@ -89,15 +99,15 @@ def slim_resnet18_body(channels: int, width: int) -> list[nn.Module]:
     return [*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()]
 
 
-def cnn_body(channels_in: int, channels: Sequence[int]) -> list[nn.Module]:
-    """Return 3x3 convolutions of stride 2, each with batch norm and ReLU, then average pooling.
+def cnn_body(channels_in: int, channels: Sequence[int], norm: str = "batch") -> list[nn.Module]:
+    """Return 3x3 convolutions of stride 2, each with norm and ReLU, then average pooling.
 
     Images [N, channels_in, H, W] become [N, channels[-1]]. With five layers, images of 32 x 32
     pixels or fewer have shrunk to 1 x 1 before the pooling, which then does nothing.
     """
     layers: list[nn.Module] = []
     for width_in, width_out in pairwise([channels_in, *channels]):
-        layers += [*convolution(width_in, width_out, 2), nn.ReLU()]
+        layers += [*convolution(width_in, width_out, 2, norm=norm), nn.ReLU()]
     return [*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()]
 
 

@@ -63,7 +63,8 @@ def _dropout(name: str, value: Any) -> None:
 
 def _memory_strength(name: str, value: Any) -> None:
     if isinstance(value, str):
-        one_of(name, value, ("auto",))
+        if value != "auto":
+            raise ValueError(f"{name} must be a finite number >= 0 or 'auto', got {value!r}")
     elif isinstance(value, Real | type) or not (callable(value) or is_dataclass(value)):
         finite(name, value, minimum=0.0)
 
@@ -106,7 +107,7 @@ MGEM_RULES: dict[str, Rule] = {
     "memory_batch_size": _optional(_whole()),
     "refresh_every": _whole(),
     "max_row_bytes": _optional(_whole()),
-    "memory_batchnorm": _choice("update", "restore"),
+    "memory_batchnorm": _choice("update", "restore", "evaluate"),
     "memory_precision": _choice("float32", "bf16"),
     "memory_format": _choice("preserve", "channels_last"),
     "generalization_every": _optional(_whole()),

@@ -151,7 +151,9 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             take: K + 2 rows of P numbers. None: what the device has. An experience that takes more
             is refused before training, and so is a stream whose last experience will.
         memory_batchnorm: the running statistics of normalisation layers in the memory's forward
-            passes: "update" (as GEM) or "restore".
+            passes: "update" (as GEM), "restore", or "evaluate": the passes use them and leave them,
+            so that a row is the gradient of the network as it is evaluated, however few samples a
+            group has.
         memory_device: where the memory is kept; None: on the strategy's device.
         memory_transform: the transformations of the data set that the memory's samples are read
             through: "eval" (default, as Avalanche's GEMPlugin) or "train", where those of

@@ -128,6 +128,7 @@ def test_reprs_that_runs_are_known_by():
         repr(SlimResNet18Factory(heads="multi")) == "SlimResNet18Factory(width=20, heads='multi')"
     )
     assert repr(CNNFactory()) == "CNNFactory(channels=(128, 256, 512, 1024, 100))"
+    assert repr(CNNFactory((4,), norm="none")) == "CNNFactory(channels=(4,), norm='none')"
 
 
 @pytest.mark.parametrize(
@@ -159,6 +160,17 @@ def test_the_perceptron_is_the_one_it_always_was():
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("norm", "kind"), [("batch", nn.BatchNorm2d), ("group", nn.GroupNorm), ("none", None)]
+)
+def test_the_cnn_has_the_normalisation_that_is_asked_for(norm, kind):
+    model = CNNFactory((4, 6), norm=norm)((3, 8, 8), 5)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm)]
+    assert [type(m) for m in norms if not isinstance(m, kind or ())] == []
+    assert len(norms) == (2 if kind else 0)
+    assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 5)
+
+
 @pytest.mark.parametrize("make", [SlimResNet18Factory, CNNFactory])
 def test_convolutions_need_images(make):
     with pytest.raises(ValueError, match=rf"{make.__name__}.* needs images .*sample_shape=\(6,\)"):
@@ -170,6 +182,7 @@ def test_convolutions_need_images(make):
     [
         (lambda: MLPFactory((10, 0)), r"hidden\[1\] must be a whole number >= 1, got 0"),
         (lambda: CNNFactory(()), "channels must have at least one width"),
+        (lambda: CNNFactory(norm="layer"), "norm: unknown 'layer'; known: batch, group, none"),
         (lambda: CNNFactory((8, 1.5)), r"channels\[1\] must be a whole number"),
         (lambda: SlimResNet18Factory(0), "width must be a whole number >= 1, got 0"),
         (lambda: MLPFactory(heads="mutli"), "heads: unknown 'mutli'; did you mean 'multi'"),

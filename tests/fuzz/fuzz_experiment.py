@@ -58,7 +58,10 @@ EXPERIMENT = {
             "heads": _ANY_HEADS,
         },
     ),
-    "CNNFactory": Target(experiment.CNNFactory, {"channels": _WIDTHS, "heads": _ANY_HEADS}),
+    "CNNFactory": Target(
+        experiment.CNNFactory,
+        {"channels": _WIDTHS, "heads": _ANY_HEADS, "norm": one_of("batch", "group", "none")},
+    ),
     "SlimResNet18Factory": Target(
         experiment.SlimResNet18Factory, {"width": SIZE, "heads": _ANY_HEADS}
     ),

@@ -88,7 +88,7 @@ MGEM = {
     "memory_batch_size": optional(COUNT),
     "refresh_every": COUNT,
     "max_row_bytes": kind(None, 10**9, np.int64(10**6), may=f"None|{COUNT.names()}"),
-    "memory_batchnorm": one_of("update", "restore"),
+    "memory_batchnorm": one_of("update", "restore", "evaluate"),
     "memory_device": _DEVICE,
     "memory_precision": one_of("float32", "bf16"),
     "memory_format": one_of("preserve", "channels_last"),

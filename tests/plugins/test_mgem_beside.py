@@ -163,7 +163,7 @@ def test_unused_heads_stay_to_the_bit_and_without_gradient(setting, restrict):
 
 def test_memory_batchnorm_restore_leaves_the_statistics_alone():
     """Statistics after an iteration are those that its own minibatch makes."""
-    for mode, same in (("restore", True), ("update", False)):
+    for mode, same in (("restore", True), ("evaluate", True), ("update", False)):
         plugin = MGEMPlugin(12, 0.5, memory_batchnorm=mode, seed=0)
         before, equal = {}, []
         first = Call(
@@ -179,6 +179,31 @@ def test_memory_batchnorm_restore_leaves_the_statistics_alone():
         strategy = make_strategy(make_model("batch norm"), [first, plugin, last])
         train(strategy, domain_stream().train_stream)
         assert all(equal[3:]) is same
+
+
+def test_memory_batchnorm_evaluate_gives_the_gradients_of_the_evaluated_network():
+    seen = []
+
+    def look(strategy):
+        groups = plugin.memory.closed_groups()
+        if not groups:
+            return
+        assert all(module.training for module in strategy.model.modules())
+        model = copy.deepcopy(strategy.model)
+        model.zero_grad()
+        model[1].eval()
+        nn.functional.cross_entropy(model(groups[0].batch[0]), groups[0].batch[1]).backward()
+        expected = torch.cat([p.grad.flatten() for p in model.parameters()])
+        torch.testing.assert_close(plugin._matrix.rows[0], expected)
+        seen.append(expected)
+
+    # A group of one sample, which batch normalisation refuses in training mode.
+    plugin = MGEMPlugin(3, memory_groups=3, memory_batchnorm="evaluate", seed=0)
+    strategy = make_strategy(
+        make_model("batch norm"), [plugin, Call(before_forward=look)], train_epochs=2
+    )
+    train(strategy, domain_stream().train_stream)
+    assert len(seen) > 5
 
 
 class RecordingSolver(QuadprogSolver):
