@@ -30,6 +30,7 @@ from avalanche_mgem.bridge.memory import MemoryGroup
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.model.bf16 import warn_of_slow_bf16
 from avalanche_mgem.model.distributed import first_of_all, n_processes
+from avalanche_mgem.model.gradients import rounded_once
 from avalanche_mgem.model.grouped import NotGroupedError, why_not_grouped
 from avalanche_mgem.model.randomness import RandomStream, fingerprint, unmoved_torch_states
 
@@ -62,8 +63,8 @@ class MemoryRows:
         batch_size: None, or how many samples of each group to draw for a pass.
         refresh_every: iterations that the rows are used for.
         batchnorm: what becomes of running statistics.
-        precision: "bf16": forward and backward passes by torch's autocast, in bfloat16. The rows
-            are float32 all the same.
+        precision: "bf16": forward and backward passes by torch's autocast, in bfloat16; rows in
+            bfloat16 are then written as such, each rounded when it is finished.
         memory_format: "channels_last": batches of images are in that layout.
         seed: of what the forward passes draw, and of the samples drawn.
 
@@ -109,7 +110,8 @@ class MemoryRows:
         return self.batch_size is not None and self.batch_size < size
 
     @property
-    def _half(self) -> bool:
+    def half(self) -> bool:
+        """Whether the passes are in bfloat16."""
         return self.precision == "bf16"
 
     def start_experience(self) -> None:
@@ -155,14 +157,13 @@ class MemoryRows:
             self._draws = first_of_all(self._draws)
         restore = self.batchnorm == "restore"
         statistics = restored_running_statistics(strategy.model) if restore else nullcontext()
-        if self._looked_at is None and self._half:
+        if self._looked_at is None and self.half:
             warn_of_slow_bf16("memory_precision='bf16'", strategy.device)
         self._look_at(strategy, groups, parameters, rows)
         with statistics, self._random_numbers(strategy.model, parameters[0].device):
             samples = self._fill_grouped(strategy, groups, parameters, rows)
             if samples is None:
                 samples = self._fill_one_by_one(strategy, groups, parameters, rows)
-        average_rows(rows, samples)
         self._average_losses(samples)
         self._written = source
         return True
@@ -200,14 +201,19 @@ class MemoryRows:
         rows: Tensor,
     ) -> list[int]:
         """Fill the rows; return of how many samples each is."""
-        samples, self._losses = [], []
-        rows.zero_()
+        samples, self._losses = list[int](), []
+        rounds = rows.dtype == torch.bfloat16
         with own_gradients(strategy.model), _explained_batch_norm():
             for group, row in zip(groups, rows, strict=True):
                 batch, size = self._drawn(group.batch, 1, group.size)
-                loss = add_batch_gradient(strategy, batch, parameters, row, half=self._half)
+                with rounded_once(row) as total:
+                    loss = add_batch_gradient(strategy, batch, parameters, total, half=self.half)
+                    if rounds:
+                        average_rows(total[None], [size])
                 self._losses.append(loss)
                 samples.append(size)
+        if not rounds:
+            average_rows(rows, samples)
         return samples
 
     def _fill_grouped(
@@ -227,13 +233,15 @@ class MemoryRows:
                 batch, size = self._drawn(chunk.batch, chunk.groups, chunk.size)
                 samples, own = chunk.groups * size, rows[chunk.rows]
                 loss = write_grouped_batch_gradients(
-                    strategy, batch, samples, parameters, own, half=self._half
+                    strategy, batch, samples, parameters, own, half=self.half
                 )
                 self._losses += [loss / chunk.groups] * chunk.groups
                 sizes += [size] * chunk.groups
         except NotGroupedError as error:
             self._refuse(error)
-        return sizes if self._grouped else None
+            return None
+        average_rows(rows, sizes)
+        return sizes
 
     def _look_at(
         self,
@@ -281,11 +289,15 @@ class MemoryRows:
         chunk = max(chunks, key=lambda chunk: chunk.groups)
         if chunk.groups < 2:
             return self.passes == "grouped"  # nothing to gain, nothing to compare
-        together, before = rows[chunk.rows], fingerprint(parameters[0].device)
-        samples = chunk.groups * chunk.size
+        together, batch = rows[chunk.rows], chunk.batch
+        if rows.dtype == torch.bfloat16:  # whose digits are too few to compare
+            together = rows.new_empty((2, rows.shape[1]), dtype=torch.float32)
+            batch = chunk.ends()
+        before = fingerprint(parameters[0].device)
+        samples = len(together) * chunk.size
         with _without_dropout(strategy.model):
             try:
-                write_grouped_batch_gradients(strategy, chunk.batch, samples, parameters, together)
+                write_grouped_batch_gradients(strategy, batch, samples, parameters, together)
             except Exception as error:  # whatever the model does not bear: the loop has the word
                 raise NotGroupedError(f"one pass for many groups failed: {error}") from error
             self._draws_nothing = fingerprint(parameters[0].device) == before

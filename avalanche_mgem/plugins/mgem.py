@@ -148,8 +148,10 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             that have moved on; at GEM's settings 2 costs little and 5 ruins training, see
             benchmarks/approximations.py).
         max_row_bytes: the most that the memory's gradients, the current one and its projection may
-            take: K + 2 rows of P numbers. None: what the device has. An experience that takes more
-            is refused before training, and so is a stream whose last experience will.
+            take: K rows of P numbers of 4 bytes, or 2 with memory_precision="bf16", and two to
+            three of 4 bytes (8 where a parameter is float64). None: what the device has. An
+            experience that takes more is refused before training, and so is a stream whose last
+            experience will.
         memory_batchnorm: the running statistics of normalisation layers in the memory's forward
             passes: "update" (as GEM) or "restore".
         memory_device: where the memory is kept; None: on the strategy's device.
@@ -158,8 +160,11 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             evaluation make no batch that the model can be trained on. Of an augmentation one
             outcome is kept for each sample, drawn from the plugin's own random numbers.
         memory_precision: of the memory's forward and backward passes: "float32" (the model's own
-            dtypes, default) or "bf16" (ours: torch's autocast in bfloat16). The rows, products with
-            them and the dual problem keep their precision. Worth it where there are units for it.
+            dtypes, default) or "bf16" (ours: torch's autocast in bfloat16). In "bf16" the rows are
+            kept in bfloat16 too, half the memory, unless a parameter is float64. A row is added up
+            in float32 and rounded once, by at most 2^-8 of each number; it is the rounded rows that
+            the update does no harm to. Products with them are as exact as before, and the dual
+            problem is in float64. Faster only on processors that have units for bfloat16.
         memory_format: the layout in which the memory's batches of images [N, C, H, W] are kept:
             "preserve" (as the collate function made them, default) or "channels_last" (ours), in
             which convolutions are faster on many devices; their results differ by rounding.
@@ -551,16 +556,16 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         closed = len(self.memory.closed_groups()) + len(self.memory) * self._probe.rows_a_task
         parameters = [p for _, p in restricted_parameters(unwrapped(strategy.model))]
         now = closed if self._boundaries_known else closed + added
-        check_size(now, parameters, self.max_row_bytes, "in this experience")
         at_end = rows_of_stream(strategy.experience, closed, added)
-        check_size(at_end, parameters, self.max_row_bytes, "in the stream's last experience")
+        for rows, where in ((now, "this experience"), (at_end, "the stream's last experience")):
+            check_size(rows, parameters, self.max_row_bytes, f"in {where}", half=self._rows.half)
 
     def _fill_rows(self, strategy: Strategy, groups: list[MemoryGroup]) -> None:
         named = restricted_parameters(unwrapped(strategy.model))
         self._names, parameters = [name for name, _ in named], [p for _, p in named]
         self._restricted = self._partition(unwrapped(strategy.model), named)
         held_out = self._probe.groups(self.memory, strategy.clock.train_iterations)
-        self._matrix.fit(parameters, len(groups) + len(held_out))
+        self._matrix.fit(parameters, len(groups) + len(held_out), half=self._rows.half)
         rows = self._matrix.rows
         if self._rows.fill(strategy, groups, parameters, rows[: len(groups)]):
             self._matrix.rows_are_new()

@@ -42,7 +42,8 @@ def project(
 
     Args:
         gradient: g, [P].
-        rows: A, [K, P], same dtype and device as the gradient.
+        rows: A, [K, P], same dtype and device as the gradient, or bfloat16 beside float32. These
+            are what z does no harm to, as they are; products with them are those of float32 rows.
         memory_strength: lower bound of the dual variables, >= 0; one number or one a row, [K]; or
             `polyak.PolyakBounds`, which find it with the rows. Only modules with a violated row are
             touched at all.
@@ -169,10 +170,12 @@ def _check(gradient: Tensor, rows: Tensor) -> None:
             f"rows must be [K, P] for a gradient [P], got rows {tuple(rows.shape)} "
             f"for a gradient {tuple(gradient.shape)}"
         )
-    if gradient.dtype != rows.dtype or gradient.device != rows.device:
+    dtypes = (gradient.dtype, rows.dtype)
+    fitting = dtypes[0] == dtypes[1] or dtypes == (torch.float32, torch.bfloat16)
+    if not fitting or gradient.device != rows.device:
         raise ValueError(
-            f"rows must be of the gradient's dtype and device, got {rows.dtype} on {rows.device} "
-            f"for {gradient.dtype} on {gradient.device}"
+            f"rows must be of the gradient's dtype and device, or bfloat16 beside float32, got "
+            f"{rows.dtype} on {rows.device} for {gradient.dtype} on {gradient.device}"
         )
 
 
