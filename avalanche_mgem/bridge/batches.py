@@ -17,6 +17,7 @@ from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.model.gradients import add_to_row, into_row, rounded_once
 from avalanche_mgem.model.grouped import NotGroupedError, recorded_linears, write_grouped_gradients
 from avalanche_mgem.model.lazy import is_lazy
+from avalanche_mgem.model.walking import named_parameters
 
 
 def batch_loss(strategy: Strategy, batch: Batch, *, half: bool = False) -> Tensor:
@@ -114,7 +115,7 @@ def _losses(strategy: Strategy, batch: Batch, half: bool) -> Iterator[Tensor]:
 @contextmanager
 def own_gradients(model: nn.Module) -> Iterator[None]:
     """Begin with no gradients, and put those that were there back on the way out."""
-    saved = [(parameter, parameter.grad) for parameter in model.parameters()]
+    saved = [(parameter, parameter.grad) for _, parameter in named_parameters(model)]
     for parameter, _ in saved:
         parameter.grad = None
     try:

@@ -33,6 +33,7 @@ from avalanche_mgem.model.distributed import first_of_all, n_processes
 from avalanche_mgem.model.gradients import rounded_once
 from avalanche_mgem.model.grouped import NotGroupedError, why_not_grouped
 from avalanche_mgem.model.randomness import RandomStream, fingerprint, unmoved_torch_states
+from avalanche_mgem.model.walking import modules_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -100,9 +101,10 @@ class MemoryRows:
         self._draws = np.random.default_rng([seed, 1])
         self._chunks = Chunks()
         self._losses: list[Tensor] = []  # of the rows
-        self._looked_at: object = None  # the model and the like that the next two are of
+        self._looked_at: object = None  # the model and the like that the next are of
         self._grouped = False
         self._draws_nothing: bool | None = None  # but by dropout; None: not known yet
+        self._has_dropout = False  # that is active
         self.start_experience()
 
     def draws_from(self, size: int) -> bool:
@@ -153,14 +155,15 @@ class MemoryRows:
             return False
         self._written, self._age = None, 0  # nothing is written if what follows fails
         if self._divides is None:
-            self._divides = is_same_memory([group.batch for group in groups])
+            same = is_same_memory([group.batch for group in groups])
+            self._divides = same and n_processes() > 1
             self._draws = first_of_all(self._draws)
         restore = self.batchnorm == "restore"
         statistics = restored_running_statistics(strategy.model) if restore else nullcontext()
         if self._looked_at is None and self.half:
             warn_of_slow_bf16("memory_precision='bf16'", strategy.device)
         self._look_at(strategy, groups, parameters, rows)
-        with statistics, self._random_numbers(strategy.model, parameters[0].device):
+        with statistics, self._random_numbers(parameters[0].device):
             samples = self._fill_grouped(strategy, groups, parameters, rows)
             if samples is None:
                 samples = self._fill_one_by_one(strategy, groups, parameters, rows)
@@ -176,13 +179,13 @@ class MemoryRows:
             self._losses = list(losses[:, 0])
 
     @contextmanager
-    def _random_numbers(self, model: nn.Module, device: torch.device) -> Iterator[None]:
+    def _random_numbers(self, device: torch.device) -> Iterator[None]:
         """Let the forward passes draw from random states of our own, if they draw at all.
 
         Whether they do is seen at the first of them. Later on a look at torch's states is enough,
         which takes a fraction of the time.
         """
-        if self._draws_nothing and not any(_active_dropout(model)):
+        if self._draws_nothing and not self._has_dropout:
             with unmoved_torch_states(device) as moved:
                 yield
             self._draws_nothing = not moved
@@ -251,11 +254,12 @@ class MemoryRows:
         rows: Tensor,
     ) -> None:
         """Find out whether the model takes groups together, once for each state of the model."""
-        modules = [(id(m), m.training) for m in strategy.model.modules()]
+        modules = [(id(m), m.training) for m in modules_of(strategy.model)]
         looked_at = (modules, id(strategy), min(len(groups), 2))
         if self._looked_at == looked_at:
             return
         self._looked_at, self._grouped, self._draws_nothing = looked_at, False, None
+        self._has_dropout = any(_active_dropout(strategy.model))
         if self.passes == "loop":
             return
         try:

@@ -21,7 +21,7 @@ from avalanche_mgem.bridge.classes import class_targets
 from avalanche_mgem.bridge.collation import Transform, collate_of
 from avalanche_mgem.bridge.distributed import samples_a_step
 from avalanche_mgem.bridge.fields import MemoryFormat
-from avalanche_mgem.bridge.finite import row_reason, size_of
+from avalanche_mgem.bridge.finite import all_finite, row_reason, size_of
 from avalanche_mgem.bridge.forward import require_loss_of_past
 from avalanche_mgem.bridge.generalization import GeneralizationProbe
 from avalanche_mgem.bridge.memory import EpisodicMemory, MemoryGroup, Selection, Split
@@ -59,6 +59,7 @@ from avalanche_mgem.model.partition import (
 )
 from avalanche_mgem.model.snapshot import OptimizerSnapshot
 from avalanche_mgem.model.steps import StepRecorder, unmoved
+from avalanche_mgem.model.walking import named_parameters
 from avalanche_mgem.restriction import (
     DiagonalSolver,
     DualSolver,
@@ -423,20 +424,23 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         where the guard must look.
         """
         parameters = self._parameters(unwrapped(strategy.model))
-        held = held_still(strategy, of="gradient")
+        held, optimizers = held_still(strategy, of="gradient"), optimizers_of(strategy)
         exclude = self.unused_parameters == "exclude"
         still = [
             name in held.parameters or (unmoves and exclude)
-            for name, unmoves in zip(
-                self._names, unmoved(parameters, optimizers_of(strategy)), strict=True
-            )
+            for name, unmoves in zip(self._names, unmoved(parameters, optimizers), strict=True)
         ]
         gradients = [None if s else p.grad for p, s in zip(parameters, still, strict=True)]
-        numbers = self._guard.outside(strategy, self._covered(parameters, gradients, held))
+        covered = self._covered(parameters, gradients, held)
+        numbers = self._guard.outside(strategy, optimizers, covered)
         if looks and numbers is None:
             return False
-        where = self._matrix.gradient.device
-        alongside = size_of(numbers).reshape(1).to(where) if looks and numbers else None
+        where, alongside = self._matrix.gradient.device, None
+        if looks and numbers:
+            if where.type != "cpu":  # what is waited for is waited for once
+                alongside = size_of(numbers).reshape(1).to(where)
+            elif not all_finite(numbers):
+                return False
         with self._timed("projection"):
             asks = self._bounds.needs_rate
             rate = rates_of_gradient(strategy, parameters, where) if asks else 1.0
@@ -514,7 +518,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
 
     def _parameters(self, model: nn.Module) -> list[nn.Parameter]:
         """The parameters behind the matrix, whatever has been frozen since its rows were made."""
-        named = dict(model.named_parameters())
+        named = dict(named_parameters(model))
         parameters = [named[name] for name in self._names if name in named]
         if sum(p.numel() for p in parameters) != self._matrix.gradient.numel():
             raise RuntimeError(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -204,6 +205,12 @@ def runs(part: slice, length: int) -> Iterator[slice]:
     count = -(-size // length)
     for run in range(count):
         yield slice(part.start + size * run // count, part.start + size * (run + 1) // count)
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """What runs inside on the tensor's device is in the dtypes that it is given."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _sum(terms: list[Tensor], *shape: int) -> Array:
