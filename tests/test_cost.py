@@ -111,3 +111,24 @@ def test_a_target_may_be_a_bound_from_above():
     assert Target(1.2, 1.4).verdict(1.3) == "reached"
     assert Target(1.2, 1.4).verdict(1.1) == "MISSED"
     assert Target(0.1, 0.03, below=True).verdict(0.02) == "aim"
+
+
+def test_layers_differ_by_rounding_and_one_that_ends_the_process_is_named(cost, monkeypatch):
+    import layout
+
+    text = layout.conclusion(
+        [
+            ["all parameters", "network", *[1e-3] * 3, *[None] * 8],
+            ["0", "Conv2d", *[1e-6] * 3, "0", "0", *[1e-7] * 6],
+            ["1", "BatchNorm", *[1e-6] * 3, "0", "1", 1e-7, 3e-6, *[1e-7] * 4],
+            ["2", layout.CRASHED, *[layout.CRASHED] * 11],
+        ]
+    )
+    assert text.startswith("The process ended in 2. Alone, 1 (BatchNorm) loses most")
+    assert "output is 3.0e-06 from float64 in channels_last and 1.0e-07" in text
+    torch = layout.torch
+    generator = torch.Generator().manual_seed(0)
+    given, slope = torch.randn(2, 4, 3, 6, 6, generator=generator)
+    found = layout.differences_alone(torch.nn.BatchNorm2d(3), given, slope)
+    assert len(found) == len(layout.ALONE)
+    assert all(0 < each < 1e-5 for each in found)

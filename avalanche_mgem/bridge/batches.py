@@ -14,9 +14,10 @@ from avalanche_mgem.bridge.distributed import inner_model, is_wrapped
 from avalanche_mgem.bridge.fields import Batch, OneByOne, samples_of, to_device
 from avalanche_mgem.bridge.forward import acts_around_forward, loss_of_minibatch
 from avalanche_mgem.bridge.strategy import Strategy
-from avalanche_mgem.model.gradients import add_to_row, into_row
+from avalanche_mgem.model.gradients import add_to_row, into_row, rounded_once
 from avalanche_mgem.model.grouped import NotGroupedError, recorded_linears, write_grouped_gradients
 from avalanche_mgem.model.lazy import is_lazy
+from avalanche_mgem.model.walking import named_parameters
 
 
 def batch_loss(strategy: Strategy, batch: Batch, *, half: bool = False) -> Tensor:
@@ -50,8 +51,8 @@ def write_batch_gradient(
     In several processes it is this one's gradient: DistributedDataParallel neither averages it nor
     learns of it. Reentrant activation checkpointing is refused there, by torch.
     """
-    with own_gradients(strategy.model):
-        add_batch_gradient(strategy, batch, parameters, row.zero_())
+    with own_gradients(strategy.model), rounded_once(row) as total:
+        add_batch_gradient(strategy, batch, parameters, total)
 
 
 def add_batch_gradient(
@@ -114,7 +115,7 @@ def _losses(strategy: Strategy, batch: Batch, half: bool) -> Iterator[Tensor]:
 @contextmanager
 def own_gradients(model: nn.Module) -> Iterator[None]:
     """Begin with no gradients, and put those that were there back on the way out."""
-    saved = [(parameter, parameter.grad) for parameter in model.parameters()]
+    saved = [(parameter, parameter.grad) for _, parameter in named_parameters(model)]
     for parameter, _ in saved:
         parameter.grad = None
     try:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import torch
 from torch import nn
 
 from avalanche_mgem.bridge.fields import Batch, joined, samples_of
@@ -29,6 +30,12 @@ class Chunk:
     def groups(self) -> int:
         """How many groups there are."""
         return int(self.rows.stop - self.rows.start)
+
+    def ends(self) -> Batch:
+        """Return the samples of the first and of the last group."""
+        samples = self.groups * self.size
+        chosen = torch.arange(self.size)
+        return samples_of(self.batch, torch.cat((chosen, chosen + samples - self.size)), samples)
 
 
 class Chunks:

@@ -83,13 +83,22 @@ def own_part(samples: int) -> slice | None:
 
 
 def average_rows(rows: Tensor, samples: Sequence[int]) -> None:
-    """Average rows [K, P] over all processes, each weighted by its number of samples [K]."""
-    if n_processes() > 1:
-        weights = torch.tensor(samples, dtype=rows.dtype, device=rows.device).view(-1, 1)
-        rows *= weights
-        add_up(rows)
-        add_up(weights)
-        rows /= weights.clamp(min=1)
+    """Average rows [K, P] over all processes, each weighted by its number of samples [K].
+
+    Those in bfloat16 are added up in float32, one at a time.
+    """
+    if n_processes() == 1:
+        return
+    if rows.dtype == torch.bfloat16:
+        for row, size in zip(rows, samples, strict=True):
+            average_rows(wide := row[None].float(), [size])
+            row.copy_(wide[0])
+        return
+    weights = torch.tensor(samples, dtype=rows.dtype, device=rows.device).view(-1, 1)
+    rows *= weights
+    add_up(rows)
+    add_up(weights)
+    rows /= weights.clamp(min=1)
 
 
 def is_same_memory(batches: Sequence[Batch]) -> bool:

@@ -16,6 +16,8 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     pass and no new tensor; where that overflows, each number is looked at.
     """
     values = [_values(tensor) for tensor in tensors]
+    if len(values) == 1 and values[0].numel() == 1:
+        return math.isfinite(values[0].item())
     if not values or math.isfinite(size_of(values).item()):
         return True
     return all(map(is_finite, values))
@@ -37,8 +39,8 @@ def size_of(tensors: Iterable[Tensor]) -> Tensor:
 
 def _sum_of_norms(same: list[Tensor]) -> Tensor:
     """Of tensors of one device and dtype."""
-    if len(same) == 1 and same[0].ndim == 0:
-        return same[0].double()
+    if len(same) == 1 and same[0].numel() == 1:
+        return same[0].double().reshape(())
     return torch.stack(torch._foreach_norm(same)).sum(dtype=torch.float64)
 
 

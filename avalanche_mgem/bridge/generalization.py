@@ -73,8 +73,8 @@ class GeneralizationProbe:
     ) -> dict[int, float]:
         """Return {past task: cosine of z with its memory minus that with what is held out of it}.
 
-        vector: z [P]. rows: [K + number of held-out groups, P]. still: positions that do not move
-        and do not count.
+        vector: z [P]. rows: [K + number of held-out groups, P], multiplied in the vector's dtype.
+        still: positions that do not move and do not count.
         """
         if not self.measures:
             return {}
@@ -82,8 +82,9 @@ class GeneralizationProbe:
         gaps, start = {}, 0
         for task, groups in enumerate(memory.closed_tasks()):
             if task in held_out:
-                sizes = torch.tensor([g.size for g in groups], dtype=rows.dtype).to(rows.device)
-                both = torch.stack((sizes @ rows[start : start + len(groups)], held_out[task]))
+                sizes = torch.tensor([g.size for g in groups], dtype=vector.dtype).to(rows.device)
+                own = rows[start : start + len(groups)].to(vector.dtype)
+                both = torch.stack((sizes @ own, held_out[task].to(vector.dtype)))
                 for columns in still:
                     both[:, columns] = 0.0
                 gaps[task] = _cosine(vector, both[0]) - _cosine(vector, both[1])

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from avalanche_mgem.arguments import one_of
 from avalanche_mgem.bridge.finite import all_finite, is_finite
 from avalanche_mgem.bridge.loop import OF_A_STEP, LoopWatch
-from avalanche_mgem.bridge.optimizers import optimizers_of, require_optimizer, stepped_parameters
+from avalanche_mgem.bridge.optimizers import (
+    optimizers_of,
+    parameters_of_all,
+    require_optimizer,
+    stepped_parameters,
+)
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.bridge.watch import Action, Order, StepWatch
 from avalanche_mgem.model.distributed import add_up, n_processes, require_in_step, unwrapped
@@ -190,17 +195,20 @@ class StepGuard:
         seen = self._seen
         return seen is not None and seen.is_still(*self._present(stepped_parameters(strategy)))
 
-    def outside(self, strategy: Strategy, covered: Container[int]) -> list[Tensor] | None:
+    def outside(
+        self, strategy: Strategy, optimizers: list[Any], covered: Container[int]
+    ) -> list[Tensor] | None:
         """Return what must be finite of losses and gradients; None: `allows` must be asked.
 
         For who looks at gradients himself, and may as well look at the rest at the same time. Where
         all of it is finite he says so by `saw`, otherwise he asks `allows`.
 
+        optimizers: of the strategy.
         covered: the parameters whose gradients he looks at, by their ids.
         """
         if self._skips or n_processes() > 1:
             return None
-        self._stepped = list(stepped_parameters(strategy))
+        self._stepped = list(parameters_of_all(optimizers))
         stepped = [] if _left_to_others(strategy) else self._stepped
         others = [p.grad for p in stepped if p.grad is not None and id(p) not in covered]
         return [*self._losses, *others]

@@ -35,7 +35,11 @@ def optimizers_of(strategy: Strategy) -> list[Any]:
 
 def stepped_parameters(strategy: Strategy) -> Iterator[nn.Parameter]:
     """Yield each parameter that an optimiser of the strategy has, once."""
-    optimizers = optimizers_of(strategy)
+    return parameters_of_all(optimizers_of(strategy))
+
+
+def parameters_of_all(optimizers: list[Any]) -> Iterator[nn.Parameter]:
+    """Yield each parameter that one of the optimisers has, once."""
     if len(optimizers) == 1:
         yield from parameters_of(optimizers[0])
         return

@@ -31,8 +31,10 @@ from avalanche_mgem.bridge.memory import MemoryGroup
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.model.bf16 import warn_of_slow_bf16
 from avalanche_mgem.model.distributed import first_of_all, n_processes
+from avalanche_mgem.model.gradients import rounded_once
 from avalanche_mgem.model.grouped import NotGroupedError, why_not_grouped
 from avalanche_mgem.model.randomness import RandomStream, fingerprint, unmoved_torch_states
+from avalanche_mgem.model.walking import modules_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -70,8 +72,8 @@ class MemoryRows:
         batch_size: None, or how many samples of each group to draw for a pass.
         refresh_every: iterations that the rows are used for.
         batchnorm: what becomes of running statistics.
-        precision: "bf16": forward and backward passes by torch's autocast, in bfloat16. The rows
-            are float32 all the same.
+        precision: "bf16": forward and backward passes by torch's autocast, in bfloat16; rows in
+            bfloat16 are then written as such, each rounded when it is finished.
         memory_format: "channels_last": batches of images are in that layout.
         seed: of what the forward passes draw, and of the samples drawn.
 
@@ -107,9 +109,10 @@ class MemoryRows:
         self._draws = np.random.default_rng([seed, 1])
         self._chunks = Chunks()
         self._losses: list[Tensor] = []  # of the rows
-        self._looked_at: object = None  # the model and the like that the next two are of
+        self._looked_at: object = None  # the model and the like that the next are of
         self._grouped = False
         self._draws_nothing: bool | None = None  # but by dropout; None: not known yet
+        self._has_dropout = False  # that is active
         self.start_experience()
 
     def draws_from(self, size: int) -> bool:
@@ -117,7 +120,8 @@ class MemoryRows:
         return self.batch_size is not None and self.batch_size < size
 
     @property
-    def _half(self) -> bool:
+    def half(self) -> bool:
+        """Whether the passes are in bfloat16."""
         return self.precision == "bf16"
 
     def start_experience(self) -> None:
@@ -159,17 +163,17 @@ class MemoryRows:
             return False
         self._written, self._age = None, 0  # nothing is written if what follows fails
         if self._divides is None:
-            self._divides = is_same_memory([group.batch for group in groups])
+            same = is_same_memory([group.batch for group in groups])
+            self._divides = same and n_processes() > 1
             self._draws = first_of_all(self._draws)
         statistics = _NORMS[self.batchnorm](strategy.model)
-        if self._looked_at is None and self._half:
+        if self._looked_at is None and self.half:
             warn_of_slow_bf16("memory_precision='bf16'", strategy.device)
         self._look_at(strategy, groups, parameters, rows)
-        with statistics, self._random_numbers(strategy.model, parameters[0].device):
+        with statistics, self._random_numbers(parameters[0].device):
             samples = self._fill_grouped(strategy, groups, parameters, rows)
             if samples is None:
                 samples = self._fill_one_by_one(strategy, groups, parameters, rows)
-        average_rows(rows, samples)
         self._average_losses(samples)
         self._written = source
         return True
@@ -182,13 +186,13 @@ class MemoryRows:
             self._losses = list(losses[:, 0])
 
     @contextmanager
-    def _random_numbers(self, model: nn.Module, device: torch.device) -> Iterator[None]:
+    def _random_numbers(self, device: torch.device) -> Iterator[None]:
         """Let the forward passes draw from random states of our own, if they draw at all.
 
         Whether they do is seen at the first of them. Later on a look at torch's states is enough,
         which takes a fraction of the time.
         """
-        if self._draws_nothing and not any(_active_dropout(model)):
+        if self._draws_nothing and not self._has_dropout:
             with unmoved_torch_states(device) as moved:
                 yield
             self._draws_nothing = not moved
@@ -207,14 +211,19 @@ class MemoryRows:
         rows: Tensor,
     ) -> list[int]:
         """Fill the rows; return of how many samples each is."""
-        samples, self._losses = [], []
-        rows.zero_()
+        samples, self._losses = list[int](), []
+        rounds = rows.dtype == torch.bfloat16
         with own_gradients(strategy.model), _explained_batch_norm():
             for group, row in zip(groups, rows, strict=True):
                 batch, size = self._drawn(group.batch, 1, group.size)
-                loss = add_batch_gradient(strategy, batch, parameters, row, half=self._half)
+                with rounded_once(row) as total:
+                    loss = add_batch_gradient(strategy, batch, parameters, total, half=self.half)
+                    if rounds:
+                        average_rows(total[None], [size])
                 self._losses.append(loss)
                 samples.append(size)
+        if not rounds:
+            average_rows(rows, samples)
         return samples
 
     def _fill_grouped(
@@ -234,13 +243,15 @@ class MemoryRows:
                 batch, size = self._drawn(chunk.batch, chunk.groups, chunk.size)
                 samples, own = chunk.groups * size, rows[chunk.rows]
                 loss = write_grouped_batch_gradients(
-                    strategy, batch, samples, parameters, own, half=self._half
+                    strategy, batch, samples, parameters, own, half=self.half
                 )
                 self._losses += [loss / chunk.groups] * chunk.groups
                 sizes += [size] * chunk.groups
         except NotGroupedError as error:
             self._refuse(error)
-        return sizes if self._grouped else None
+            return None
+        average_rows(rows, sizes)
+        return sizes
 
     def _look_at(
         self,
@@ -250,11 +261,12 @@ class MemoryRows:
         rows: Tensor,
     ) -> None:
         """Find out whether the model takes groups together, once for each state of the model."""
-        modules = [(id(m), m.training) for m in strategy.model.modules()]
+        modules = [(id(m), m.training) for m in modules_of(strategy.model)]
         looked_at = (modules, id(strategy), min(len(groups), 2))
         if self._looked_at == looked_at:
             return
         self._looked_at, self._grouped, self._draws_nothing = looked_at, False, None
+        self._has_dropout = any(_active_dropout(strategy.model))
         if self.passes == "loop":
             return
         try:
@@ -288,11 +300,15 @@ class MemoryRows:
         chunk = max(chunks, key=lambda chunk: chunk.groups)
         if chunk.groups < 2:
             return self.passes == "grouped"  # nothing to gain, nothing to compare
-        together, before = rows[chunk.rows], fingerprint(parameters[0].device)
-        samples = chunk.groups * chunk.size
+        together, batch = rows[chunk.rows], chunk.batch
+        if rows.dtype == torch.bfloat16:  # whose digits are too few to compare
+            together = rows.new_empty((2, rows.shape[1]), dtype=torch.float32)
+            batch = chunk.ends()
+        before = fingerprint(parameters[0].device)
+        samples = len(together) * chunk.size
         with _without_dropout(strategy.model):
             try:
-                write_grouped_batch_gradients(strategy, chunk.batch, samples, parameters, together)
+                write_grouped_batch_gradients(strategy, batch, samples, parameters, together)
             except Exception as error:  # whatever the model does not bear: the loop has the word
                 raise NotGroupedError(f"one pass for many groups failed: {error}") from error
             self._draws_nothing = fingerprint(parameters[0].device) == before

@@ -10,6 +10,8 @@ import torch
 from avalanche.benchmarks import OnlineCLExperience
 from torch import nn
 
+from avalanche_mgem.model.gradients import row_dtypes
+
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -25,14 +27,23 @@ def rows_of_stream(experience: Any, closed: int, groups: int) -> int:
     return closed + groups * max(len(stream) - 1 - int(experience.current_experience), 0)
 
 
-def check_size(rows: int, parameters: list[nn.Parameter], limit: int | None, where: str) -> None:
+def check_size(
+    rows: int,
+    parameters: list[nn.Parameter],
+    limit: int | None,
+    where: str,
+    *,
+    half: bool = False,
+) -> None:
     """Raise ValueError if the rows, the gradient and its projection do not fit into memory.
 
-    limit: bytes; None: what the parameters' device has in all.
+    limit: bytes; None: what the parameters' device has in all. half: rows in bfloat16, see
+    `row_dtypes`; each of them is added up in float32, which is one vector more.
     """
-    width = 8 if any(p.dtype == torch.float64 for p in parameters) else 4
+    dtype, kept = row_dtypes(parameters, half=half)
+    vectors = 2 if kept == dtype else 3
     positions = sum(p.numel() for p in parameters)
-    needed = (rows + 2) * positions * width
+    needed = (rows * kept.itemsize + vectors * dtype.itemsize) * positions
     limit = device_memory(parameters[0].device) if limit is None else limit
     if limit is not None and needed > limit:
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +17,21 @@ Parameters = Sequence[nn.Parameter]
 
 
 class GradientMatrix:
-    """One buffer [K + 1, P]: row 0 the current gradient, the others the memory's.
+    """The current gradient [P] and the memory's [K, P], in one buffer where they are of one dtype.
 
-    The buffer is made anew when the parameters or the number of rows change, and is no part of a
-    copy or a pickle: it is filled again at every iteration.
+    They are made anew when the parameters or the number of rows change, and are no part of a copy
+    or a pickle: they are filled again at every iteration.
+
+    Attributes:
+        gradient: the current gradient, [P].
+        rows: the memory's gradients, [K, P].
     """
 
     _cone: Cone | None = None
     _made_for: object = None  # the cone's arguments
 
     def __init__(self) -> None:
-        self._buffer = torch.empty(0, 0)
+        self.gradient, self.rows = torch.empty(0), torch.empty(0, 0)
         self.rows_are_new()
 
     def __getstate__(self) -> dict[str, object]:
@@ -35,7 +40,7 @@ class GradientMatrix:
     def cone(self, n_rows: int, modules: Modules, solver: DualSolver | None, ridge: Ridge) -> Cone:
         """Return the cone of the first memory rows, to project the current gradient on.
 
-        It is made anew only for other arguments, or when the buffer is.
+        It is made anew only for other arguments, or when gradient and rows are.
         """
         wanted = (n_rows, modules, solver, ridge)
         if self._cone is None or wanted != self._made_for:
@@ -44,32 +49,25 @@ class GradientMatrix:
             self._made_for = wanted
         return self._cone
 
-    def fit(self, parameters: Parameters, n_rows: int) -> None:
+    def fit(self, parameters: Parameters, n_rows: int, *, half: bool = False) -> None:
         """Make room for K = n_rows memory rows over these parameters.
 
-        The rows are float32, or float64 where a parameter is; half precision is not enough for the
-        dot products of long vectors.
+        half: see `row_dtypes`.
         """
-        shape = (n_rows + 1, sum(p.numel() for p in parameters))
-        wide = any(p.dtype == torch.float64 for p in parameters)
-        dtype = torch.float64 if wide else torch.float32
-        device = parameters[0].device
-        buffer = self._buffer
-        if buffer.shape != shape or buffer.dtype != dtype or buffer.device != device:
-            del buffer
-            # Let go of the old one before there is a new one.
-            self._buffer, self._cone = torch.empty(0, 0), None
-            self._buffer = torch.zeros(shape, dtype=dtype, device=device)
-
-    @property
-    def gradient(self) -> Tensor:
-        """The current gradient, [P]; a view."""
-        return self._buffer[0]
-
-    @property
-    def rows(self) -> Tensor:
-        """The memory's gradients, [K, P]; a view."""
-        return self._buffer[1:]
+        shape = (n_rows, sum(p.numel() for p in parameters))
+        dtype, kept = row_dtypes(parameters, half=half)
+        device, rows = parameters[0].device, self.rows
+        if rows.shape == shape and rows.dtype == kept and rows.device == device:
+            return
+        del rows
+        # Let go of the old ones before there are new ones.
+        self.gradient, self.rows, self._cone = torch.empty(0), torch.empty(0, 0), None
+        if kept == dtype:
+            buffer = torch.zeros(shape[0] + 1, shape[1], dtype=dtype, device=device)
+            self.gradient, self.rows = buffer[0], buffer[1:]
+        else:
+            self.gradient = torch.zeros(shape[1], dtype=dtype, device=device)
+            self.rows = torch.zeros(shape, dtype=kept, device=device)
 
     def set_gradient(self, values: Sequence[Tensor | None], like: Parameters) -> None:
         """Fill row 0 from one tensor a parameter of `like`; None is zero."""
@@ -102,12 +100,15 @@ class GradientMatrix:
             dims: its dimensions along which its rows lie: (0,) of a linear layer's weight.
             held: which of them, bool of these dimensions' sizes.
         """
-        parts = self._buffer[:, columns].view(-1, *shape)
+        parts = [each[:, columns].view(-1, *shape) for each in (self.gradient[None], self.rows)]
         if len(dims) == 1 and held.device.type == "cpu":  # elsewhere it would be waited for
-            parts.index_fill_(dims[0] + 1, held.nonzero().flatten(), 0.0)
+            index = held.nonzero().flatten()
+            for part in parts:
+                part.index_fill_(dims[0] + 1, index, 0.0)
             return
         fitting = [size if dim in dims else 1 for dim, size in enumerate(shape)]
-        parts.masked_fill_(held.view(fitting), 0.0)
+        for part in parts:
+            part.masked_fill_(held.view(fitting), 0.0)
 
     def rows_are_new(self) -> None:
         """Say that the memory rows have been written."""
@@ -117,6 +118,32 @@ class GradientMatrix:
         """Give the memory rows from `first` on, newly written, the factors that the others have."""
         for index, columns in enumerate(positions(like)):
             self.rows[first:, columns] *= self._factors.get(index, 1.0)
+
+
+def row_dtypes(parameters: Parameters, *, half: bool = False) -> tuple[torch.dtype, torch.dtype]:
+    """Return the dtypes of the current gradient and of the memory rows over these parameters.
+
+    Both are float32, or float64 where a parameter is. half: rows that would be float32 are kept in
+    bfloat16, which takes half the memory; they are multiplied in float32 or float64 all the same,
+    as half precision is not enough for the dot products of long vectors.
+    """
+    wide = any(p.dtype == torch.float64 for p in parameters)
+    dtype = torch.float64 if wide else torch.float32
+    return dtype, torch.bfloat16 if half and not wide else dtype
+
+
+@contextmanager
+def rounded_once(row: Tensor) -> Iterator[Tensor]:
+    """Yield zeros [P] to add up what becomes the row.
+
+    They are the row itself, unless it is bfloat16: then float32, rounded on the way out.
+    """
+    if row.dtype != torch.bfloat16:
+        yield row.zero_()
+        return
+    total = torch.zeros_like(row, dtype=torch.float32)
+    yield total
+    row.copy_(total)
 
 
 def into_row(row: Tensor, values: Sequence[Tensor | None], like: Parameters) -> None:

@@ -120,7 +120,8 @@ def write_grouped_gradients(
         samples: G * n.
         parameters: where each lies in a row, in order.
         rows: what is written; a parameter that no call used gets zeros.
-        half: multiply in the dtype of a layer's output, if that is bfloat16.
+        half: multiply in the dtype of a layer's output, if that is bfloat16; else in that of the
+            rows, or float32 where they are bfloat16.
 
     Raises:
         NotGroupedError: a layer was called twice, or on other than G * n samples.
@@ -148,7 +149,8 @@ def _write_layer(
     """Write one layer's part of the rows; return which parameters it was."""
     groups, layer, written = len(rows), call.layer, set()
     slope = slope.reshape(groups, -1, layer.out_features)
-    dtype = slope.dtype if half and slope.dtype == torch.bfloat16 else rows.dtype
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    dtype = slope.dtype if half and slope.dtype == torch.bfloat16 else wide
     if (at := place.get(id(layer.weight))) is not None:
         inputs = call.input.reshape(groups, -1, layer.in_features).to(dtype)
         out = rows[:, at].view(groups, layer.out_features, layer.in_features)
@@ -159,6 +161,9 @@ def _write_layer(
             out.copy_(torch.bmm(slopes, inputs))
         written.add(id(layer.weight))
     if layer.bias is not None and (at := place.get(id(layer.bias))) is not None:
-        torch.sum(slope.to(rows.dtype), 1, out=rows[:, at])
+        if wide == rows.dtype:
+            torch.sum(slope.to(wide), 1, out=rows[:, at])
+        else:
+            rows[:, at] = slope.sum(1, dtype=wide)
         written.add(id(layer.bias))
     return written

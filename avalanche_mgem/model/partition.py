@@ -18,6 +18,7 @@ from torch import nn
 
 from avalanche_mgem.arguments import as_list, instance, one_of, positive_int, suggestion
 from avalanche_mgem.model.lazy import is_lazy
+from avalanche_mgem.model.walking import named_parameters
 
 NamedParameters = Sequence[tuple[str, nn.Parameter]]
 ParameterGroups = (
@@ -78,7 +79,7 @@ def restricted_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
     Those of lazy modules come as soon as a forward pass has given them their shape.
     """
-    named = model.named_parameters()
+    named = named_parameters(model)
     return [(name, p) for name, p in named if p.requires_grad and not is_lazy(p)]
 
 

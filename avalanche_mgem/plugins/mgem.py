@@ -21,7 +21,7 @@ from avalanche_mgem.bridge.classes import class_targets
 from avalanche_mgem.bridge.collation import Transform, collate_of
 from avalanche_mgem.bridge.distributed import samples_a_step
 from avalanche_mgem.bridge.fields import MemoryFormat
-from avalanche_mgem.bridge.finite import row_reason, size_of
+from avalanche_mgem.bridge.finite import all_finite, row_reason, size_of
 from avalanche_mgem.bridge.forward import require_loss_of_past
 from avalanche_mgem.bridge.generalization import GeneralizationProbe
 from avalanche_mgem.bridge.memory import EpisodicMemory, MemoryGroup, Selection, Split
@@ -59,6 +59,7 @@ from avalanche_mgem.model.partition import (
 )
 from avalanche_mgem.model.snapshot import OptimizerSnapshot
 from avalanche_mgem.model.steps import StepRecorder, unmoved
+from avalanche_mgem.model.walking import named_parameters
 from avalanche_mgem.restriction import (
     DiagonalSolver,
     DualSolver,
@@ -148,8 +149,10 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             that have moved on; at GEM's settings 2 costs little and 5 ruins training, see
             benchmarks/approximations.py).
         max_row_bytes: the most that the memory's gradients, the current one and its projection may
-            take: K + 2 rows of P numbers. None: what the device has. An experience that takes more
-            is refused before training, and so is a stream whose last experience will.
+            take: K rows of P numbers of 4 bytes, or 2 with memory_precision="bf16", and two to
+            three of 4 bytes (8 where a parameter is float64). None: what the device has. An
+            experience that takes more is refused before training, and so is a stream whose last
+            experience will.
         memory_batchnorm: the running statistics of normalisation layers in the memory's forward
             passes: "update" (as GEM), "restore", or "evaluate": the passes use them and leave them,
             so that a row is the gradient of the network as it is evaluated, however few samples a
@@ -160,8 +163,11 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             evaluation make no batch that the model can be trained on. Of an augmentation one
             outcome is kept for each sample, drawn from the plugin's own random numbers.
         memory_precision: of the memory's forward and backward passes: "float32" (the model's own
-            dtypes, default) or "bf16" (ours: torch's autocast in bfloat16). The rows, products with
-            them and the dual problem keep their precision. Worth it where there are units for it.
+            dtypes, default) or "bf16" (ours: torch's autocast in bfloat16). In "bf16" the rows are
+            kept in bfloat16 too, half the memory, unless a parameter is float64. A row is added up
+            in float32 and rounded once, by at most 2^-8 of each number; it is the rounded rows that
+            the update does no harm to. Products with them are as exact as before, and the dual
+            problem is in float64. Faster only on processors that have units for bfloat16.
         memory_format: the layout in which the memory's batches of images [N, C, H, W] are kept:
             "preserve" (as the collate function made them, default) or "channels_last" (ours), in
             which convolutions are faster on many devices; their results differ by rounding.
@@ -420,20 +426,23 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         where the guard must look.
         """
         parameters = self._parameters(unwrapped(strategy.model))
-        held = held_still(strategy, of="gradient")
+        held, optimizers = held_still(strategy, of="gradient"), optimizers_of(strategy)
         exclude = self.unused_parameters == "exclude"
         still = [
             name in held.parameters or (unmoves and exclude)
-            for name, unmoves in zip(
-                self._names, unmoved(parameters, optimizers_of(strategy)), strict=True
-            )
+            for name, unmoves in zip(self._names, unmoved(parameters, optimizers), strict=True)
         ]
         gradients = [None if s else p.grad for p, s in zip(parameters, still, strict=True)]
-        numbers = self._guard.outside(strategy, self._covered(parameters, gradients, held))
+        covered = self._covered(parameters, gradients, held)
+        numbers = self._guard.outside(strategy, optimizers, covered)
         if looks and numbers is None:
             return False
-        where = self._matrix.gradient.device
-        alongside = size_of(numbers).reshape(1).to(where) if looks and numbers else None
+        where, alongside = self._matrix.gradient.device, None
+        if looks and numbers:
+            if where.type != "cpu":  # what is waited for is waited for once
+                alongside = size_of(numbers).reshape(1).to(where)
+            elif not all_finite(numbers):
+                return False
         with self._timed("projection"):
             asks = self._bounds.needs_rate
             rate = rates_of_gradient(strategy, parameters, where) if asks else 1.0
@@ -511,7 +520,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
 
     def _parameters(self, model: nn.Module) -> list[nn.Parameter]:
         """The parameters behind the matrix, whatever has been frozen since its rows were made."""
-        named = dict(model.named_parameters())
+        named = dict(named_parameters(model))
         parameters = [named[name] for name in self._names if name in named]
         if sum(p.numel() for p in parameters) != self._matrix.gradient.numel():
             raise RuntimeError(
@@ -553,16 +562,16 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         closed = len(self.memory.closed_groups()) + len(self.memory) * self._probe.rows_a_task
         parameters = [p for _, p in restricted_parameters(unwrapped(strategy.model))]
         now = closed if self._boundaries_known else closed + added
-        check_size(now, parameters, self.max_row_bytes, "in this experience")
         at_end = rows_of_stream(strategy.experience, closed, added)
-        check_size(at_end, parameters, self.max_row_bytes, "in the stream's last experience")
+        for rows, where in ((now, "this experience"), (at_end, "the stream's last experience")):
+            check_size(rows, parameters, self.max_row_bytes, f"in {where}", half=self._rows.half)
 
     def _fill_rows(self, strategy: Strategy, groups: list[MemoryGroup]) -> None:
         named = restricted_parameters(unwrapped(strategy.model))
         self._names, parameters = [name for name, _ in named], [p for _, p in named]
         self._restricted = self._partition(unwrapped(strategy.model), named)
         held_out = self._probe.groups(self.memory, strategy.clock.train_iterations)
-        self._matrix.fit(parameters, len(groups) + len(held_out))
+        self._matrix.fit(parameters, len(groups) + len(held_out), half=self._rows.half)
         rows = self._matrix.rows
         if self._rows.fill(strategy, groups, parameters, rows[: len(groups)]):
             self._matrix.rows_are_new()

@@ -6,12 +6,16 @@ the product of the lengths; short ones, and those whose sums are below 1e-30 or 
 float64 throughout. (Beside longer rows, one so short that its products with the gradient vanish in
 float32 is not felt in a long module.) What is K numbers or K x K comes back as a float64 array of
 numpy's.
+
+Rows in bfloat16 take half the memory and are read as float32: a run of them is widened while it is
+at hand, so that what is multiplied and summed is as above.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -40,7 +44,7 @@ class Block:
 
     Args:
         gradient: g, [P].
-        rows: A, [K, P], of the same dtype and device.
+        rows: A, [K, P], on the same device, of the same dtype or bfloat16.
         module: the positions of the module, slices of [0, P).
     """
 
@@ -49,7 +53,8 @@ class Block:
         size = sum(part.stop - part.start for part in module)
         # Other devices may round float32 products to fewer digits than float32 has.
         on_cpu = rows.device.type == "cpu"
-        self._may_be_single = size > _SHORT and on_cpu and rows.dtype == torch.float32
+        single = gradient.dtype == torch.float32 and rows.dtype in (torch.float32, torch.bfloat16)
+        self._may_be_single = size > _SHORT and on_cpu and single
         self.begin()
         self._columns = self._cut(len(rows))
         self._runs = [(gradient[columns], rows[:, columns]) for columns in self._columns]
@@ -148,13 +153,13 @@ class Block:
         return _sum([rows.square().sum(1) for rows in chosen_rows], len(chosen))
 
     def _read(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """The runs as they are multiplied; in float64 one is converted at a time."""
-        if not self._wide:
+        """The runs as they are multiplied; what is of another dtype is converted one at a time."""
+        if not self._wide and self.rows.dtype == self.gradient.dtype:
             return self._runs
-        return ((gradient.double(), rows.double()) for gradient, rows in self._runs)
+        return ((self._widened(gradient), self._widened(rows)) for gradient, rows in self._runs)
 
     def _widened(self, values: Tensor) -> Tensor:
-        return values.double() if self._wide else values
+        return values.double() if self._wide else values.to(self.gradient.dtype)
 
     def _cut(self, n_rows: int) -> list[slice]:
         """The module's columns in runs for so many rows."""
@@ -172,7 +177,7 @@ class Block:
         )
 
     def _weights(self, dual: Array) -> Tensor:
-        dtype = torch.float64 if self._wide else self.rows.dtype
+        dtype = torch.float64 if self._wide else self.gradient.dtype
         return torch.from_numpy(dual).to(self.rows.device, dtype, non_blocking=True)
 
     def _held(self, within: bool) -> bool:
@@ -200,6 +205,12 @@ def runs(part: slice, length: int) -> Iterator[slice]:
     count = -(-size // length)
     for run in range(count):
         yield slice(part.start + size * run // count, part.start + size * (run + 1) // count)
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """What runs inside on the tensor's device is in the dtypes that it is given."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _sum(terms: list[Tensor], *shape: int) -> Array:

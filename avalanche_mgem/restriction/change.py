@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avalanche_mgem.restriction.block import Array, Block, Module
+from avalanche_mgem.restriction.block import Array, Block, Module, without_autocast
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Change:
     def _products(self) -> Array:
         """`Block.products` of each module, [M, 4]; zero in those left as they are."""
         products = np.zeros((len(self.blocks), 4))
-        with torch.autocast(self.before.device.type, enabled=False):
+        with without_autocast(self.before):
             for index in self.touched:
                 products[index] = self.blocks[index].products(self.after)
         return products

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from avalanche_mgem.arguments import finite, real_tensor
-from avalanche_mgem.restriction.block import Array, Block, Module
+from avalanche_mgem.restriction.block import Array, Block, Module, without_autocast
 from avalanche_mgem.restriction.change import Change, Projection
 from avalanche_mgem.restriction.dual import DualSolver
 from avalanche_mgem.restriction.host import HostBlock, asks_once, begin
@@ -42,7 +42,8 @@ def project(
 
     Args:
         gradient: g, [P].
-        rows: A, [K, P], same dtype and device as the gradient.
+        rows: A, [K, P], same dtype and device as the gradient, or bfloat16 beside float32. These
+            are what z does no harm to, as they are; products with them are those of float32 rows.
         memory_strength: lower bound of the dual variables, >= 0; one number or one a row, [K]; or
             `polyak.PolyakBounds`, which find it with the rows. Only modules with a violated row are
             touched at all.
@@ -115,7 +116,7 @@ class Cone:
             ValueError: a memory strength that is negative or not finite.
             FloatingPointError: a dot product, or a number alongside, is not finite.
         """
-        with torch.autocast(self._gradient.device.type, enabled=False):
+        with without_autocast(self._gradient):
             if isinstance(memory_strength, PolyakBounds):
                 strength = self._begin_polyak(memory_strength, alongside)
             else:
@@ -140,11 +141,12 @@ class Cone:
         # Module by module, all of it: what a processor has just read of a module it reads again.
         for index, block in enumerate(self._blocks):
             dots[index] = block.dots()
-            if not np.isfinite(dots[index]).all():
+            least, largest = dots[index].min(initial=0.0), dots[index].max(initial=0.0)
+            if not (-np.inf < least and largest < np.inf):  # NaN is neither
                 raise FloatingPointError(
                     "the gradient or a memory row holds NaN or Inf: nothing to project"
                 )
-            if not (dots[index] < 0).any():
+            if least >= 0.0:
                 continue
             projected = projected if touched else self._gradient.clone()
             touched.append(index)
@@ -169,20 +171,24 @@ def _check(gradient: Tensor, rows: Tensor) -> None:
             f"rows must be [K, P] for a gradient [P], got rows {tuple(rows.shape)} "
             f"for a gradient {tuple(gradient.shape)}"
         )
-    if gradient.dtype != rows.dtype or gradient.device != rows.device:
+    dtypes = (gradient.dtype, rows.dtype)
+    fitting = dtypes[0] == dtypes[1] or dtypes == (torch.float32, torch.bfloat16)
+    if not fitting or gradient.device != rows.device:
         raise ValueError(
-            f"rows must be of the gradient's dtype and device, got {rows.dtype} on {rows.device} "
-            f"for {gradient.dtype} on {gradient.device}"
+            f"rows must be of the gradient's dtype and device, or bfloat16 beside float32, got "
+            f"{rows.dtype} on {rows.device} for {gradient.dtype} on {gradient.device}"
         )
 
 
 def _strength(memory_strength: float | Tensor, n_rows: int) -> Array:
     if not isinstance(memory_strength, Tensor):
         return np.full(n_rows, finite("memory_strength", memory_strength, minimum=0.0))
-    given = real_tensor("memory_strength", memory_strength).detach().cpu()
-    strength: Array = given.double().numpy()
-    within = strength.shape == (n_rows,) and bool((strength >= 0).all())
-    if not (within and np.isfinite(strength).all()):
+    # By way of a list, as these are few: each operation on a tensor takes longer.
+    given = real_tensor("memory_strength", memory_strength).tolist()
+    strength: Array = np.array(given, dtype=np.float64)
+    least, largest = strength.min(initial=0.0), strength.max(initial=0.0)
+    # NaN is neither.
+    if strength.shape != (n_rows,) or not (least >= 0.0 and largest < np.inf):
         raise ValueError(
             f"memory_strength must be one finite number >= 0 or one for each of {n_rows} rows, "
             f"got {memory_strength}"

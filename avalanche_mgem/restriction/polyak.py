@@ -106,10 +106,13 @@ class PolyakBounds:
 
     def descents(self, rows: Tensor, columns: list[slice]) -> Tensor:
         """Return sum_i rate_i s_i^2 over these columns of the rows [K, P], in float64, [1]."""
-        weights = self.weights.to(rows.device, rows.dtype, non_blocking=True)
+        dtype = torch.promote_types(rows.dtype, torch.float32)
+        # Rows in half precision are widened too.
+        length = _RUN if dtype == rows.dtype else max(1024, _RUN // max(len(rows), 1))
+        weights = self.weights.to(rows.device, dtype, non_blocking=True)
         total = rows.new_zeros(1, dtype=torch.float64)
-        for run in (run for part in columns for run in runs(part, _RUN)):
-            direction = torch.mv(rows[:, run].T, weights).double()
+        for run in (run for part in columns for run in runs(part, length)):
+            direction = torch.mv(rows[:, run].to(dtype).T, weights).double()
             scaled = direction * (self.rate[run] if isinstance(self.rate, Tensor) else self.rate)
             total += torch.dot(scaled, direction)
         return total

@@ -16,6 +16,7 @@ from avalanche_mgem import MGEMPlugin
 TASKS = (1, 5, 10, 20, 50, 100)
 PATTERNS = (25, 256)
 GAMMAS = (0.0, 0.5)
+_HALF = (("memory_precision", "bf16"),)
 RIDGE = 1e-3  # what GEMPlugin adds to the diagonal of its Gram matrix
 
 
@@ -92,6 +93,11 @@ class Case:
         same_rows = self.memory_groups == 1 or self.baseline == "gem-groups"
         return self.parameter_groups == 1 and same_rows and not self.arguments
 
+    @property
+    def wants_bf16_units(self) -> bool:
+        """Whether it measures the speed of bfloat16, which is several times lower without units."""
+        return self.what != "memory" and _HALF[0] in self.arguments
+
     def missing_arguments(self) -> list[str]:
         """Return the further arguments that this MGEMPlugin does not take."""
         known = inspect.signature(MGEMPlugin).parameters
@@ -143,6 +149,30 @@ def _figures() -> Iterator[Case]:
         yield Case(
             "own", "resnet", tasks, patterns, figure="slim ResNet-18", target=Target(0.95, 1.05)
         )
+    yield from _few_tasks()
+    yield from _memory_passes()
+
+
+def _few_tasks() -> Iterator[Case]:
+    for tasks, least in ((1, 0.9), (3, 1.0)):
+        for patterns, gamma in product(PATTERNS, reversed(GAMMAS)):
+            wanted = {"figure": "few past tasks", "target": Target(least)}
+            yield Case("own", "mlp", tasks, patterns, gamma=gamma, **wanted)
+
+
+def _memory_passes() -> Iterator[Case]:
+    last = (("memory_format", "channels_last"),)
+    for patterns in reversed(PATTERNS):
+        wanted = {"figure": "bf16 memory", "target": Target(3.0)}
+        yield Case("train", patterns=patterns, arguments=_HALF, **wanted)
+    least = Target(2.3)
+    yield Case("train", "resnet", 5, 256, arguments=_HALF, figure="bf16 memory", target=least)
+    for patterns, ratio in ((25, 1.25), (256, 1.5)):
+        wanted = {"figure": "channels_last", "target": Target(ratio)}
+        yield Case("own", "resnet", 5, patterns, arguments=last, **wanted)
+    for patterns in reversed(PATTERNS):
+        wanted = {"figure": "peak memory, bf16", "target": Target(0.7, 0.6, below=True)}
+        yield Case("memory", "wide", patterns=patterns, arguments=_HALF, **wanted)
 
 
 def _solver(
@@ -179,6 +209,8 @@ def _rest() -> Iterator[Case]:
         yield Case("train", memory_groups=8, gamma=gamma, baseline="gem-groups")
         yield Case("train", gamma=gamma, arguments=(("refresh_every", 2),))
     yield Case("memory", "wide", 20, 25, parameter_groups=8)
+    for patterns in PATTERNS:
+        yield Case("own", patterns=patterns, arguments=_HALF)
     # From the fewest tasks up: the longest cases come last.
     for tasks, patterns, gamma in product(TASKS, PATTERNS, GAMMAS):
         yield Case("own", "mlp", tasks, patterns, gamma=gamma)

@@ -5,7 +5,8 @@ network and both plugins; one plugin or none is attached. Two iterations warm up
 resident memory is set back, and four iterations follow. What is reported is the peak less that of
 the process without a plugin, also in units of the bytes of the T memory gradients, T * P * 4.
 
-    python benchmarks/cost/memory.py none|baseline|ours T M PARAMETER_GROUPS MEMORY_GROUPS GAMMA
+    python benchmarks/cost/memory.py none|baseline|ours T M PARAMETER_GROUPS MEMORY_GROUPS GAMMA \
+        [ARGUMENT=VALUE ...]
 
 is one such process, and prints bytes; cost.py starts them.
 """
@@ -88,7 +89,8 @@ def measure_memory(case: Case, repeats: int) -> list[dict[str, Any]]:
     """Return two rows of one case: ours, and the baseline's, in units of T * P * 4 bytes."""
     parameters = sum(p.numel() for p in start_model(case).parameters())
     unit = case.tasks * parameters * _FLOAT
-    plain = replace(case, parameter_groups=1)  # the others know nothing of modules
+    # The others know nothing of modules and further arguments, and are measured once for all.
+    plain = replace(case, parameter_groups=1, arguments=(), figure="", target=None)
     repeats = min(repeats, _MOST_REPEATS)
     peaks = {
         "none": _peaks("none", plain, repeats),
@@ -116,6 +118,7 @@ def measure_memory(case: Case, repeats: int) -> list[dict[str, Any]]:
 @cache
 def _peaks(side: str, case: Case, repeats: int) -> list[int]:
     arguments = [case.tasks, case.patterns, case.parameter_groups, case.memory_groups, case.gamma]
+    arguments += [f"{name}={value}" for name, value in case.arguments]
     command = [sys.executable, str(Path(__file__).resolve()), side, *map(str, arguments)]
     settings = {"env": {**os.environ, **_ALLOCATOR}, "capture_output": True, "text": True}
     peaks = []
@@ -140,7 +143,8 @@ def _train(side: str, case: Case) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    side, tasks, patterns, parameter_groups, memory_groups, gamma = sys.argv[1:]
+    side, tasks, patterns, parameter_groups, memory_groups, gamma, *further = sys.argv[1:]
     modules = int(parameter_groups) if parameter_groups.isdigit() else parameter_groups
     sizes = (int(tasks), int(patterns), modules, int(memory_groups), float(gamma))
-    print(_train(side, Case("memory", "wide", *sizes)))
+    named = tuple((name, value) for name, _, value in (each.partition("=") for each in further))
+    print(_train(side, Case("memory", "wide", *sizes, arguments=named)))

@@ -40,7 +40,7 @@ def test_bf16_rows_are_those_of_float32_to_its_digits(passes):
         )
         for precision in ("bf16", "float32")
     )
-    assert rows.dtype == torch.float32
+    assert (rows.dtype, others.dtype) == (torch.bfloat16, torch.float32)
     assert 1e-5 < apart(rows, others) < 3e-2
 
 
