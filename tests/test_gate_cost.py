@@ -44,6 +44,13 @@ def test_every_gate_has_a_row(run, tmp_path):
     assert "update T=0.4" in done.output
 
 
+def test_a_profile_has_the_parts_of_a_step(run):
+    done = run("--model", "mlp", "--rounds", 1, "--profile")
+    assert done.exit_code == 0, done.output
+    for part in ("before_forward", "backward", "optimizer_step", "update T=0.1"):
+        assert part in done.output
+
+
 @pytest.mark.parametrize(("variable", "model"), [("2", "mlp"), ("1", "mpl")])
 def test_what_cannot_be_measured_is_refused(run, monkeypatch, variable, model):
     monkeypatch.setenv("OMP_NUM_THREADS", variable)

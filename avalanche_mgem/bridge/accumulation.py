@@ -23,7 +23,7 @@ from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.bridge.wrapping import StrategyWrapper, wrapped
 from avalanche_mgem.model.distributed import average_gradients, unwrapped
 from avalanche_mgem.model.freezing import restored_buffers
-from avalanche_mgem.model.gate import ShowsGate
+from avalanche_mgem.model.gate_shown import ShowsGate
 
 # How far the sum of the parts' losses may be from the loss of the whole, relative to it.
 _ROUNDING = {torch.bfloat16: 0.03, torch.float16: 0.004}

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+# The products of two such numbers are far below the largest in float32.
+_SMALL = 1e18
+
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Return whether all numbers are finite.
@@ -21,6 +24,11 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     if not values or math.isfinite(size_of(values).item()):
         return True
     return all(map(is_finite, values))
+
+
+def have_small_products(tensors: Iterable[Tensor]) -> bool:
+    """Whether all numbers are finite, and all products of two of the tensors in float32 are too."""
+    return size_of(tensors).item() < _SMALL
 
 
 def size_of(tensors: Iterable[Tensor]) -> Tensor:

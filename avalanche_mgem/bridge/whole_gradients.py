@@ -53,6 +53,21 @@ def why_whole(strategy: Strategy, own: object) -> str:
     return ""
 
 
+class GradientReaders:
+    """`why_whole` of an experience: it is asked again where model or plugins are others."""
+
+    def __init__(self) -> None:
+        self._seen: list[int] = []
+        self._why = ""
+
+    def why(self, strategy: Strategy, own: object) -> str:
+        """Return why the gradients of this minibatch must be whole; "": nobody reads them."""
+        seen = [id(strategy.model), *map(id, strategy.plugins)]
+        if seen != self._seen:
+            self._seen, self._why = seen, why_whole(strategy, own)
+        return self._why
+
+
 def _of_precision(strategy: Strategy) -> tuple[str, ...]:
     return (MixedPrecision.__module__,) if isinstance(strategy, MixedPrecision) else ()
 

@@ -16,7 +16,8 @@ from transformers.trainer_callback import ExportableState
 from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.model.distributed import require_in_step, require_whole_parameters
 from avalanche_mgem.model.fused import Fused
-from avalanche_mgem.model.gate import Freeze, RowGate, Score, ShowsGate, Ungated
+from avalanche_mgem.model.gate import Freeze, RowGate, Score, Ungated
+from avalanche_mgem.model.gate_shown import ShowsGate
 from avalanche_mgem.model.heads import Heads
 from avalanche_mgem.model.targets import TargetModules
 from avalanche_mgem.restriction.rows import Normalize
@@ -190,6 +191,7 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
         """Count the task."""
         self._close()
         self._gate.drop()
+        self._gate.forget()
         self.tasks += 1
 
     def _close(self) -> None:

@@ -1,10 +1,10 @@
 """Which layers leave the gradients of their masked rows out, in one step of a gate.
 
 Which rows are kept is known when the forward pass is over. Where that pass is the only one of the
-step, the backward pass need not compute the gradients of the other rows: see
-`avalanche_mgem.model.kept_products`. Where it may not be, or somebody reads whole gradients, or it
-would take longer, gradients are computed whole and masked after the backward pass. The masks are
-the same, kept rows differ by rounding, and masked rows are zero, both ways.
+step, the backward pass need not compute the gradients of the other rows, or may compute them as
+zeros: see `avalanche_mgem.model.kept_products`. Where it may not be, or somebody reads whole
+gradients, or it would take longer, gradients are computed whole and masked after the backward pass.
+The masks are the same, kept rows differ by rounding, and masked rows are zero, all ways.
 """
 
 from __future__ import annotations
@@ -23,14 +23,19 @@ from avalanche_mgem.model.units import GatedLayer
 from avalanche_mgem.restriction.rows import kept_positions, n_masked
 
 FUSED = "fused"
+ZEROED = "zeroed"
 
-# Of floating-point operations that one element costs to be gathered and scattered, and that a
-# backward pass in Python costs. On one thread of an AMD EPYC (AVX2), float32: 2 ns an element at
-# 70 operations a ns, for 1024 tokens of 384 to 1536 units; 32 tokens of 1000 units agree.
+# Of floating-point operations that one element costs to be gathered, and that a backward pass in
+# Python costs. On one thread of an AMD EPYC (AVX2), float32: 2 ns an element at 70 operations a ns,
+# for 1024 tokens of 384 to 1536 units; 32 tokens of 1000 units agree. A whole row is copied in a
+# sixth of that time, and made zero in a twelfth.
 _A_MOVE, _A_CALL = 50, 2**22
 # The host prepares more launches for an accelerator, which must be worth some 0.1 ms of it. This is
 # an estimate from its operations a second.
 _A_CALL_ELSEWHERE = 2**31
+# Elements of a gradient that are masked, and read to see whether they are finite, in the time of
+# that call; and tokens to which one of a row is worth it, as dy is masked instead.
+_LEAST_ZEROED, _FEW_TOKENS = 2**18, 4
 
 
 # They look at a layer's output, and leave it as it is or put one before the other.
@@ -58,6 +63,7 @@ class KeptGradients:
         self.decided: dict[str, Tensor] = {}
         self._cuts: dict[str, Cut] = {}
         self._reasons: dict[str, str] = {}
+        self._zeroed: dict[str, str] = {}  # the reason why their rows are not left out
         self._paths: dict[str, str] | None = None
         self._fraction = 0.0
         self._is_open = False
@@ -91,9 +97,14 @@ class KeptGradients:
             return None
         cut = self._cuts[name] = Cut()
         products = _products(layer.module)
-        reason = why_whole(layer, call, self._fraction)
+        reason = why_whole(layer, call, products)
+        if not reason and (slower := _why_slower(layer, call, self._fraction)):
+            if _can_be_zeroed(layer, call):
+                self._zeroed[name] = slower
+            else:
+                reason = slower
         if products is None or reason:
-            self._reasons[name] = reason or f"{type(layer.module).__name__} has no such backward"
+            self._reasons[name] = reason
             return None
         module: Any = layer.module
         return cut_output(call.output, call.arguments[0], module.weight, module.bias, products, cut)
@@ -104,10 +115,12 @@ class KeptGradients:
 
     def decide(self, kept: Mapping[str, Tensor]) -> None:
         """End the forward pass: these rows are kept, bool [n] by layer."""
-        names = [name for name in self.undecided() if name in kept]
-        self.decided = {name: kept[name] for name in names}
-        for name, positions in kept_positions(self.decided, self._fraction).items():
+        self.decided = {name: kept[name] for name in self.undecided() if name in kept}
+        cut = {name: kept for name, kept in self.decided.items() if name not in self._zeroed}
+        for name, positions in kept_positions(cut, self._fraction).items():
             self._cuts[name].positions = positions
+        for name in self.decided.keys() & self._zeroed.keys():
+            self._cuts[name].kept = kept[name]
         self._is_open = False
 
     def abandon(self, reason: str) -> bool:
@@ -123,7 +136,7 @@ class KeptGradients:
         return bool(used)
 
     def _spoil(self, name: str, reason: str) -> None:
-        self._cuts[name].positions = None
+        self._cuts[name].cancel()
         self._reasons[name] = self._reasons[name] or reason
 
     def is_masked(self, layer: GatedLayer) -> bool:
@@ -134,8 +147,22 @@ class KeptGradients:
         cut = self._cuts.get(layer.name)
         return cut is not None and cut.is_all_of(layer.rows[0].parameter.grad)
 
+    def factors(self, layers: Iterable[GatedLayer]) -> dict[int, tuple[Tensor, ...]]:
+        """Return dy and x of gradients dy'x that are as they were made, by the parameters' ids.
+
+        They are there where they are small beside the gradient. No element of it exceeds the
+        product of their norms (Cauchy and Schwarz), so that nobody has to read it to know that all
+        are finite.
+        """
+        cuts = ((layer, self._cuts.get(layer.name)) for layer in layers)
+        return {
+            id(layer.rows[0].parameter): cut.factors
+            for layer, cut in cuts
+            if cut is not None and cut.factors and self.is_masked(layer)
+        }
+
     def settle(self, layers: Iterable[GatedLayer]) -> dict[str, str]:
-        """Return how each layer's gradient was made: "fused", or "masked: " and the reason.
+        """Return how each was made: "fused", or "zeroed: " or "masked: " and the reason.
 
         From here on no gradient is taken for one that is masked: others may be made.
         """
@@ -150,7 +177,8 @@ class KeptGradients:
         if cut is not None:
             cut.forget()
         if made and not reason:
-            return FUSED
+            slower = self._zeroed.get(layer.name)
+            return f"{ZEROED}: {slower}" if slower else FUSED
         return f"masked: {reason or _why_unlike(layer, cut)}"
 
 
@@ -162,12 +190,12 @@ def _why_unlike(layer: GatedLayer, cut: Cut | None) -> str:
     return "its gradient has other parts" if cut.used else "no backward pass after the decision"
 
 
-def why_whole(layer: GatedLayer, call: Call, mask_fraction: float) -> str:
-    """Return why a layer's gradient is computed whole in this call; "": rows can be left out."""
+def why_whole(layer: GatedLayer, call: Call, products: Products | None) -> str:
+    """Return why a layer's gradient must be computed whole in this call; "": it need not."""
     module: Any = layer.module
     if layer.source is not OUTPUT and layer.source != OUTPUT:
         return "a part of a layer"
-    if len(layer.rows) != 1 or layer.blocks or _products(module) is None:
+    if len(layer.rows) != 1 or layer.blocks or products is None:
         return f"no plain Linear, Conv2d or Conv1D: {type(module).__name__}"
     weight = module.weight
     if type(weight) is not nn.Parameter or weight is not layer.rows[0].parameter:
@@ -176,12 +204,7 @@ def why_whole(layer: GatedLayer, call: Call, mask_fraction: float) -> str:
         return "its bias is made of others"
     if weight.layout != torch.strided or not weight.is_floating_point():
         return "its weight is not dense"
-    return (
-        _why_watched(module, weight)
-        or _why_not_now()
-        or _why_call(call)
-        or _why_slower(layer, call, mask_fraction)
-    )
+    return _why_watched(module, weight) or _why_not_now() or _why_call(call)
 
 
 def _products(module: Any) -> Products | None:
@@ -263,6 +286,14 @@ def _why_slower(layer: GatedLayer, call: Call, mask_fraction: float) -> str:
     width = layer.rows[0].parameter.numel() // max(n, 1)
     saved = tokens * masked * width
     least = _A_CALL if output.device.type == "cpu" else _A_CALL_ELSEWHERE
-    if saved <= _A_MOVE * (n - masked) * (tokens + width) + least:
-        return "it would take longer"
-    return ""
+    kept = n - masked
+    moved = kept * tokens + kept * width / 6 + n * width / 12
+    return "it would take longer" if saved <= _A_MOVE * moved + least else ""
+
+
+def _can_be_zeroed(layer: GatedLayer, call: Call) -> bool:
+    """Whether the gradient of the output is masked in less time than that of the weight."""
+    size, width = layer.rows[0].parameter.numel(), layer.rows[0].parameter.numel() // layer.n_rows
+    tokens = call.output.numel() // layer.n_rows
+    is_matrix = layer.rows[0].parameter.ndim == 2 and call.output.device.type == "cpu"
+    return is_matrix and size >= _LEAST_ZEROED and _FEW_TOKENS * tokens <= width

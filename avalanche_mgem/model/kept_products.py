@@ -1,8 +1,10 @@
 """The backward pass of a layer that computes the gradient of its weight for the kept rows alone.
 
 For y = xW' + b the gradient of the weight is dW = dy'x, one row for each output unit. If only the
-rows K may move, dW_K = dy[:, K]'x is all that is needed: a share |K| / out of the work. The layer's
-own forward pass stays as it is; `cut_output` puts the other backward pass behind its output.
+rows K may move, dW_K = dy[:, K]'x is all that is needed: a share |K| / out of the work. Where that
+does not pay, and dy is small beside dW, the other columns of dy are made zero before the product,
+so that nobody has to read dW to mask it. The layer's own forward pass stays as it is; `cut_output`
+puts the other backward pass behind its output.
 """
 
 from __future__ import annotations
@@ -14,7 +16,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from avalanche_mgem.model.units import Slices
+
 Pair = tuple[int, ...]
+
+# Of a gradient's elements, for one of its factors': so few are kept until the step.
+_SMALL = 8
 
 
 @dataclass(eq=False)
@@ -22,28 +29,40 @@ class Cut:
     """What of one layer's weight gradient a step computes.
 
     Attributes:
-        positions: of the kept rows, ascending, int64 [kept]; None: of all.
+        positions: of the kept rows, ascending, int64 [kept], which alone are computed.
+        kept: which rows are, bool [n], if the others are to be computed as zeros. Neither: all
+            rows are computed.
         used: whether a backward pass has left rows out.
         reason: why none has, though one was to.
+        factors: dy and x, of which the gradient is the product, where they are small beside it.
     """
 
     positions: Tensor | None = None
+    kept: Tensor | None = None
     used: bool = False
     reason: str = ""
+    factors: tuple[Tensor, ...] = ()
     _storage: weakref.ref[torch.UntypedStorage] | None = field(default=None, repr=False)
     _version: int = -1
 
-    def take(self) -> Tensor | None:
-        """Return the positions for one backward pass, which leaves the other rows out."""
-        if self.positions is not None and torch.is_grad_enabled():
+    def take(self) -> bool:
+        """Return whether a backward pass leaves rows out."""
+        leaves_out = self.positions is not None or self.kept is not None
+        if leaves_out and torch.is_grad_enabled():
             # What is differentiated again is the whole gradient.
-            self.reason, self.positions = "create_graph", None
-        self.used = self.used or self.positions is not None
-        return self.positions
+            self.reason, leaves_out = "create_graph", False
+            self.cancel()
+        self.used = self.used or leaves_out
+        return leaves_out
 
-    def made(self, gradient: Tensor) -> None:
+    def cancel(self) -> None:
+        """Compute all rows from here on."""
+        self.positions = self.kept = None
+
+    def made(self, gradient: Tensor, factors: tuple[Tensor, ...]) -> None:
         """Note the gradient that a backward pass has made of the kept rows."""
         self._storage, self._version = weakref.ref(gradient.untyped_storage()), gradient._version
+        self.factors = factors
 
     def has_made(self, gradient: Tensor | None) -> bool:
         """Whether a gradient is the one that was noted, whatever was done to it since."""
@@ -60,7 +79,7 @@ class Cut:
 
     def forget(self) -> None:
         """Let go of the gradient that was noted."""
-        self._storage = None
+        self._storage, self.factors = None, ()
 
 
 class Products(Protocol):
@@ -179,13 +198,18 @@ class _KeptRows(torch.autograd.Function):
 def _of_weight(ctx: Any, dy: Tensor, x: Tensor, weight: nn.Parameter) -> Tensor:
     products: Products = ctx.products
     cut: Cut = ctx.cut
-    rows = cut.take()
-    few = products.of_weight(dy, x, weight, rows).to(weight.dtype)
-    if rows is None:
-        return few
-    gradient = torch.zeros_like(weight, requires_grad=False)
-    gradient.index_copy_(products.dim, rows, few)
-    cut.made(gradient)
+    if not cut.take():
+        return products.of_weight(dy, x, weight, None).to(weight.dtype)
+    if cut.positions is None:
+        assert cut.kept is not None
+        shown = dy * cut.kept.to(dy.dtype)
+        gradient = products.of_weight(shown, x, weight, None).to(weight.dtype)
+    else:
+        few = products.of_weight(dy, x, weight, cut.positions).to(weight.dtype)
+        gradient = torch.zeros_like(weight, requires_grad=False)
+        Slices((products.dim,)).copy(gradient, cut.positions, few)
+    is_large = weight.ndim == 2 and _SMALL * (dy.numel() + x.numel()) <= weight.numel()
+    cut.made(gradient, (dy, x) if is_large else ())
     return gradient
 
 

@@ -51,6 +51,8 @@ class MagnitudeRecorder:
         ValueError: an unknown `normalize`.
     """
 
+    _scores: dict[str, Tensor] | None = None  # of the sums, once they were asked for
+
     def __init__(self, normalize: Normalize = "none") -> None:
         one_of("normalize", normalize, NORMALIZE)
         self.normalize = normalize
@@ -124,6 +126,7 @@ class MagnitudeRecorder:
         """Forget the sums."""
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int | Tensor] = {}
+        self._scores = None
 
     def add(self, name: str, total: Tensor, count: int | Tensor) -> None:
         """Add a sum of magnitudes, float32 [n], over so many tokens to those of a layer.
@@ -132,6 +135,7 @@ class MagnitudeRecorder:
 
         A layer that has grown since, or is on another device, begins anew.
         """
+        self._scores = None
         old = self.sums.get(name)
         if old is not None and old.shape == total.shape and old.device == total.device:
             total, count = old + total, self.counts[name] + count
@@ -143,7 +147,10 @@ class MagnitudeRecorder:
         Where no token counted, it is zero. Blocks have theirs over their own tokens, [*blocks, n],
         and experts that had none are `UNSEEN`. Of this process alone.
         """
-        return {name: _mean_over(total, self.counts[name]) for name, total in self.sums.items()}
+        if self._scores is None:
+            counts = self.counts
+            self._scores = {n: _mean_over(total, counts[n]) for n, total in self.sums.items()}
+        return self._scores
 
     def scores_of_all(self, layers: Iterable[GatedLayer]) -> dict[str, Tensor]:
         """Return the same over the outputs in all processes; of all of them.

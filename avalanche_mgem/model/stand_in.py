@@ -165,14 +165,15 @@ def _batches(found: list[tuple[_Group, _Part]]) -> Iterator[list[tuple[_Group, _
 def _step(optimizer: optim.Optimizer, batch: list[tuple[_Group, _Part]]) -> None:
     """Step these rows and write them back, with their state."""
     state: _State = defaultdict(dict)
-    groups, shown = [], []
+    groups: dict[int, _Group] = {}
+    shown = []
     for group, part in batch:
         parameter = part.parameter()
         shown.append(parameter)
-        groups.append({**group, "params": [parameter]})
+        groups.setdefault(id(group), {**group, "params": []})["params"].append(parameter)
         if part.before:
             state[parameter] = part.state()
-    type(optimizer).step.__wrapped__(_like(optimizer, state, groups))  # type: ignore[attr-defined]
+    type(optimizer).step.__wrapped__(_like(optimizer, state, [*groups.values()]))  # type: ignore[attr-defined]
     for (_, part), parameter in zip(batch, shown, strict=True):
         if stepped := state.get(parameter):
             part.put_state(optimizer.state[part.rows.parameter], stepped)

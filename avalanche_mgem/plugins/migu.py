@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from avalanche.training.plugins import SupervisedPlugin
@@ -9,19 +10,21 @@ from avalanche.training.plugins import SupervisedPlugin
 from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.bridge.beside import refuse_beside_cwr, refuse_beside_packnet
 from avalanche_mgem.bridge.boundaries import task_boundary
+from avalanche_mgem.bridge.finite import have_small_products
 from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard
 from avalanche_mgem.bridge.optimizers import optimizers_of
 from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.bridge.still import Still
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.bridge.watch import Action, Order
-from avalanche_mgem.bridge.whole_gradients import why_whole
+from avalanche_mgem.bridge.whole_gradients import GradientReaders
 from avalanche_mgem.model.distributed import (
     require_whole_parameters,
     unwrapped,
 )
 from avalanche_mgem.model.fused import Fused
-from avalanche_mgem.model.gate import Freeze, RowGate, Score, ShowsGate, Ungated
+from avalanche_mgem.model.gate import Freeze, RowGate, Score, Ungated
+from avalanche_mgem.model.gate_shown import ShowsGate
 from avalanche_mgem.model.heads import Heads
 from avalanche_mgem.model.targets import TargetModules
 from avalanche_mgem.restriction.rows import Normalize
@@ -152,6 +155,7 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
         self._unfinished: int | None = None  # the experience that has begun and not ended
         self._steps = 0
         self._boundaries_known = True
+        self._readers = GradientReaders()
 
     def after_train_dataset_adaptation(self, strategy: Strategy, **kwargs: Any) -> None:
         """Refuse an experience without samples."""
@@ -164,6 +168,7 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
         refuse_beside_cwr(strategy, self, "gates layers before the last")
         self._guard.start(strategy, self)
         self._gate.find(unwrapped(strategy.model))
+        self._readers = GradientReaders()
         boundary = task_boundary(strategy.experience)
         self._boundaries_known = boundary.known
         # A task whose training has failed and begins again is no second one.
@@ -177,7 +182,7 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
 
     def before_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Begin to record the magnitudes."""
-        whole = why_whole(strategy, self) if self._is_active() else "no row is masked"
+        whole = self._readers.why(strategy, self) if self._is_active() else "no row is masked"
         self._gate.open(unwrapped(strategy.model), strategy.mb_x, whole=whole)
 
     def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
@@ -193,6 +198,7 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
         again = Action(Order.MASK, self._mask_again, argument="freeze='update'")
         again.late = self._gate.freeze == "update"  # the rows are put back in any case
         self._guard.watch(strategy, *([again] if self._is_active() else []))
+        self._see_finite(strategy)
         if not self._guard.allows(strategy):
             return
         if not self._is_active():
@@ -203,7 +209,15 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
         except FloatingPointError as error:
             self._guard.refuse(strategy, error)
             return
-        self._gate.hold(unwrapped(strategy.model), *optimizers_of(strategy))
+        if self._gate.holds:
+            self._gate.hold(unwrapped(strategy.model), *optimizers_of(strategy))
+
+    def _see_finite(self, strategy: Strategy) -> None:
+        """Tell the guard where small factors say that large gradients are finite, unread."""
+        if factors := self._gate.factors(unwrapped(strategy.model)):
+            others = self._guard.outside(strategy, factors)
+            if others is not None and have_small_products([*others, *chain(*factors.values())]):
+                self._guard.saw()
 
     def _mask_again(self, strategy: Strategy, loss: Any) -> None:
         """Mask gradients that the step has made itself."""
@@ -231,6 +245,7 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
     def after_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Note that it has ended."""
         self._guard.end(strategy, self.release_hooks)
+        self._gate.forget()
         self._unfinished = None
 
     def held_still(self, strategy: Strategy, *, of: str) -> Still:

@@ -44,6 +44,8 @@ def n_masked(mask_fraction: float, n_rows: int) -> int:
     Raises:
         ValueError: the mask fraction is no number in [0, 1), n_rows no whole number >= 0.
     """
+    if type(mask_fraction) is float and type(n_rows) is int and 0 <= mask_fraction < 1 <= n_rows:
+        return math.floor(mask_fraction * n_rows + 1e-9)  # every step asks
     bounded_int("n_rows", n_rows, minimum=0)
     fraction = finite("mask_fraction", mask_fraction, minimum=0.0)
     if fraction >= 1.0:
@@ -92,10 +94,9 @@ def _largest(scores: Tensor, mask_fraction: float, *, check: bool) -> Tensor:
     scores = scores.detach().float()
     if masked < n and scores.device.type == "cpu":
         # To select takes a fifth of the time of sorting, but to look whether there is a tie makes
-        # the host wait for an accelerator. With a tie the count differs.
-        least = torch.topk(scores, n - masked, dim=1, sorted=False).values.amin(1, keepdim=True)
-        kept = scores >= least
-        if bool((kept.sum(1) == n - masked).all()):
+        # the host wait for an accelerator. With a tie or a NaN there are fewer in some layer.
+        kept = scores > scores.kthvalue(masked, dim=1, keepdim=True).values
+        if int(torch.count_nonzero(kept)) == len(scores) * (n - masked):
             return kept
     if check:
         refuse_nan({0: scores}, mask_fraction)
@@ -114,8 +115,8 @@ def kept_rows_of_layers(
     block's rows are chosen by themselves, and where any are masked at all, none is kept that is
     `UNSEEN`.
 
-    check: False: no accelerator is waited for, and scores that are NaN are no error; say later, by
-    `refuse_nan`, that they are.
+    check: False: no accelerator is waited for, and there scores that are NaN are no error; say
+    later, by `refuse_nan`, that they are.
     """
     on_cpu = all(each.device.type == "cpu" for each in scores.values())
     if check and not on_cpu:
@@ -123,7 +124,7 @@ def kept_rows_of_layers(
     kept: dict[Key, Tensor] = {}
     for keys in _of_one_width(scores):
         stacked = torch.stack([scores[key].float() for key in keys])
-        flat = _largest(stacked.flatten(0, -2), mask_fraction, check=check and on_cpu)
+        flat = _largest(stacked.flatten(0, -2), mask_fraction, check=on_cpu)
         flat = flat.view_as(stacked)
         if stacked.ndim > 2 and mask_fraction > 0:
             flat = flat & (stacked > UNSEEN)
@@ -209,13 +210,15 @@ def token_magnitudes(
     Raises:
         ValueError: an unknown `normalize`, weights that do not fit.
     """
+    is_plain = weights is None and normalize == "none"
+    if is_plain and channel_dim == -1 and _is_usual(output):  # needs no further check
+        return _column_sums(output.detach())
     one_of("normalize", normalize, NORMALIZE)
     _check_output(output, channel_dim)
     output = output.detach()
     channel_dim %= output.ndim
-    if weights is None and normalize == "none" and channel_dim == output.ndim - 1:
-        n, tokens = output.shape[-1], math.prod(output.shape[:-1])
-        return _column_sums(output.reshape(tokens, n)), tokens
+    if is_plain and channel_dim == output.ndim - 1:
+        return _column_sums(output)
     mask = None if weights is None else _fitted(weights, output, channel_dim)
     first, *others = _parts(output, mask, channel_dim)
     total = _magnitudes(*first, normalize)
@@ -225,15 +228,25 @@ def token_magnitudes(
     return total, output.numel() // max(len(total), 1) if mask is None else mask.sum()
 
 
-def _column_sums(rows: Tensor) -> Tensor:
-    """Return the sum of |y| over the tokens, float32 [n], of the usual case y [tokens, n]."""
+def _is_usual(output: object) -> bool:
+    if type(output) is not Tensor or output.layout != torch.strided:
+        return False
+    return output.is_floating_point() and output.ndim > 1
+
+
+def _column_sums(output: Tensor) -> tuple[Tensor, int]:
+    """Return the sum of |y| over the tokens and their number, of the usual case y [..., n]."""
+    n, tokens = output.shape[-1], math.prod(output.shape[:-1])
+    rows = output.reshape(tokens, n)
     on_cpu = rows.device.type == "cpu" and rows.numel() > _CACHED
-    size = max(_CACHED // rows.shape[1], 1) if on_cpu else max(len(rows), 1)
+    if not on_cpu:
+        return rows.abs().sum(0, dtype=torch.float32), tokens
+    size = max(_CACHED // rows.shape[1], 1)
     first, *others = torch.split(rows, size)
     total = first.abs().sum(0, dtype=torch.float32)
     for part in others:
         total += part.abs().sum(0, dtype=torch.float32)
-    return total
+    return total, tokens
 
 
 def _check_output(output: Tensor, channel_dim: int) -> None:
@@ -245,7 +258,8 @@ def _check_output(output: Tensor, channel_dim: int) -> None:
 
 
 def _check_dim(name: str, dim: int, of: str, ndim: int) -> None:
-    if not isinstance(dim, Integral) or isinstance(dim, bool) or not -ndim <= dim < ndim:
+    is_int = type(dim) is int or (isinstance(dim, Integral) and not isinstance(dim, bool))
+    if not is_int or not -ndim <= dim < ndim:
         raise ValueError(
             f"{name} must be a whole number from {-ndim} to {ndim - 1}, got {dim!r}: {of} has "
             f"{ndim} dimensions"

@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/cost/gate.py --out DIR
     OMP_NUM_THREADS=1 python benchmarks/cost/gate.py --model mlp --rounds 100
+    OMP_NUM_THREADS=1 python benchmarks/cost/gate.py --model mlp --profile
 
 A step is forward, backward and AdamW's step under Avalanche's Naive: of a BERT as large as
 all-MiniLM-L6-v2 (16 texts of 64 tokens; also with a vocabulary of 1,000, and with LoRA on all
@@ -12,7 +13,8 @@ looks for output heads, is left out. Prints the median of the paired ratios gate
 quartiles, of how many layers the gradients of masked rows were left out ("fused"), and the extra
 peak memory, of a process of its own, also in units of the bytes of the network's parameters.
 
---out DIR writes gate.csv. All of it takes about 40 minutes.
+--out DIR writes gate.csv. All of it takes about 40 minutes. --profile measures and writes nothing
+of that: it prints how many milliseconds each part of a step takes, plain and with the gate.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import torch
 import typer
 from cost_cases import Target
 from gate_memory import extra_memory
+from gate_profile import profile
 from gate_setting import MODELS, Training, Variant
 from record import environment
 from rich.console import Console
@@ -38,6 +41,7 @@ from rich.table import Table
 from avalanche_mgem.files import write_atomically
 
 FRACTIONS = (0.7, 0.4, 0.1)
+GATED = [Variant(freeze, T) for freeze in ("gradient", "update") for T in FRACTIONS]
 TARGETS = {
     ("encoder", "gradient", 0.7): Target(0.96, below=True),
     ("encoder", "update", 0.7): Target(0.89, below=True),
@@ -70,6 +74,7 @@ def main(
     model: Annotated[list[str] | None, typer.Option(help="mlp, ...; all unless given.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="In each, every variant has its turn.")] = 60,
     memory: Annotated[bool, typer.Option(help="Measure the extra peak memory too.")] = True,
+    split: Annotated[bool, typer.Option("--profile", help="Print the parts of a step.")] = False,
 ) -> None:
     if os.environ.get("OMP_NUM_THREADS") != "1":
         raise typer.BadParameter("set OMP_NUM_THREADS=1 before Python starts: the costs are of one")
@@ -77,6 +82,11 @@ def main(
         if name not in MODELS:
             raise typer.BadParameter(f"--model {name} is none of {', '.join(MODELS)}")
     torch.set_num_threads(1)
+    if split:
+        for name in model or MODELS:
+            table = profile(name, GATED, rounds, ITERATIONS.get(name, 1))
+            Console(width=None if Console().is_terminal else 220).print(table)
+        return
     rows = [row for name in model or MODELS for row in measure(name, rounds, memory)]
     Console(width=None if Console().is_terminal else 160).print(_table(rows))
     if out is not None:
@@ -86,10 +96,9 @@ def main(
 
 def measure(model: str, rounds: int, memory: bool) -> Iterator[dict[str, Any]]:
     """Yield a row for each variant with the gate."""
-    gated = [Variant(freeze, T) for freeze in ("gradient", "update") for T in FRACTIONS]
-    seconds, paths = _seconds(model, [Variant(), *gated], rounds)
+    seconds, paths = _seconds(model, [Variant(), *GATED], rounds)
     plain = seconds[Variant()]
-    for variant in gated:
+    for variant in GATED:
         ratios = seconds[variant] / plain
         lower, middle, upper = np.percentile(ratios, [25, 50, 75])
         target = TARGETS.get((model, variant.freeze, variant.mask_fraction), OTHERS)

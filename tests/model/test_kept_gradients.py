@@ -445,6 +445,44 @@ def test_a_layer_is_left_alone_where_it_would_take_longer(monkeypatch):
     compare(large, x, 0.7, {"layer0": FUSED})
 
 
+@pytest.fixture
+def zeroing(monkeypatch):
+    """Let no layer leave rows out, and any mask the gradient of its output."""
+    monkeypatch.setattr(kept_gradients, "_A_CALL", 2**40)
+    monkeypatch.setattr(kept_gradients, "_LEAST_ZEROED", 0)
+    monkeypatch.setattr(kept_gradients, "_FEW_TOKENS", 0)
+
+
+@pytest.mark.usefixtures("zeroing")
+@pytest.mark.parametrize("half", [None, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("tokens", [(5,), (2, 3)])
+def test_masked_columns_of_the_gradient_of_the_output_are_zero(tokens, bias, half):
+    model, names = linear_net(6, [8, 5], bias)
+    with contextlib.nullcontext() if half is None else torch.autocast("cpu", dtype=half):
+        expected = dict.fromkeys(names, "zeroed: it would take longer")
+        gate = compare(model, torch.randn(*tokens, 6), 0.6, expected)
+    assert all(int(mask.sum()) < len(mask) for mask in gate.last_mask.values())
+
+
+@pytest.mark.usefixtures("zeroing")
+def test_a_gradient_that_is_differentiated_again_is_not_zeroed():
+    def twice(total):
+        total.backward(create_graph=True)
+
+    reason = dict.fromkeys("ab", "masked: create_graph")
+    with pytest.warns(UserWarning, match="create_graph"):
+        compare(Used(plain), torch.randn(3, 6), 0.5, reason, backward=twice)
+
+
+def test_few_tokens_of_large_layers_are_zeroed(monkeypatch):
+    monkeypatch.setattr(kept_gradients, "_A_MOVE", 50)
+    monkeypatch.setattr(kept_gradients, "_A_CALL", 2**22)
+    model, x = linear_net(512, [512])[0], torch.randn(160, 512)
+    compare(model, x[:8], 0.1, {"layer0": "zeroed: it would take longer"})
+    compare(model, x, 0.1, {"layer0": "masked: it would take longer"})
+
+
 def test_nan_is_an_error_after_the_backward_pass():
     model = Used(plain)
     with torch.no_grad():

@@ -18,9 +18,10 @@ from torch import nn
 from torch.optim import SGD, AdamW
 
 from avalanche_mgem import HybridMagnitudePlugin, MGEMPlugin, MIGUPlugin
+from avalanche_mgem.bridge import nonfinite
 from avalanche_mgem.bridge.accumulation import with_gradient_accumulation
 from avalanche_mgem.bridge.precision import with_mixed_precision
-from avalanche_mgem.model import kept_gradients
+from avalanche_mgem.model import kept_gradients, kept_products
 from avalanche_mgem.plugins.clipping import ClipGradientPlugin
 
 FUSED = "fused"
@@ -202,3 +203,46 @@ def test_masked_rows_do_not_move_by_one_bit():
     assert plugin.last_path == {"0": FUSED, "2": FUSED}
     assert all(seen)
     assert len(seen) == 12
+
+
+@pytest.fixture
+def factors(monkeypatch):
+    """Let gradients be known by their factors, whatever their size; the names of those read."""
+    monkeypatch.setattr(kept_products, "_SMALL", 0)
+    read = []
+    known = nonfinite.all_finite
+    monkeypatch.setattr(nonfinite, "all_finite", lambda t: read.append(1) or known(t))
+    return read
+
+
+def test_gradients_with_small_factors_are_not_read(factors):
+    _, plugin = trained("alone", "gradient", FUSED)
+    assert set(plugin.last_path.values()) == {FUSED}
+    assert not factors
+
+
+def test_a_gradient_that_overflows_is_seen_though_its_factors_are_finite(factors):
+    class Steep(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.tanh()
+
+        @staticmethod
+        def backward(ctx, dy):
+            return dy * 1e10
+
+    class Large(nn.Module):
+        """A layer whose input is near 1e30, and the gradient of its output near 1e10."""
+
+        def __init__(self):
+            super().__init__()
+            self.large, self.head = nn.Linear(N_FEATURES, 8), nn.Linear(8, N_CLASSES)
+
+        def forward(self, x):
+            return self.head(Steep.apply(self.large(x * 1e30)))
+
+    plugin = MIGUPlugin(0.5, skip_tasks=0, heads=["head"], on_nonfinite="skip")
+    strategy = make_strategy(Large(), [plugin])
+    train(strategy, domain_stream().train_stream[:1])
+    assert plugin.skipped_steps == strategy.clock.train_iterations
+    assert factors
