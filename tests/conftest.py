@@ -23,6 +23,13 @@ def pytest_collection_modifyitems(items):
         item.add_marker(pytest.mark.slow)
 
 
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Comparisons draw none, which takes longer than their tiny runs."""
+    for name in ("plot_accuracy", "plot_tradeoff"):
+        monkeypatch.setattr(f"avalanche_mgem.report.figures.accuracy.{name}", lambda *_: None)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Start every test from the same global random state."""
