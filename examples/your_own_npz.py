@@ -10,14 +10,14 @@ from avalanche_mgem.experiment import NamedStream, Training, compare
 
 def main() -> None:
     random = np.random.default_rng(0)
-    labels = random.integers(0, 6, 900)
-    points = random.normal(size=(6, 20))[labels] + 0.5 * random.normal(size=(900, 20))
+    labels = random.integers(0, 6, 450)
+    points = random.normal(size=(6, 20))[labels] + 0.5 * random.normal(size=(450, 20))
     np.savez(
         "points.npz",
-        x_train=points[:600],  # float [N, F]; uint8 and images [N, H, W] or [N, H, W, C] too
-        y_train=labels[:600],
-        x_test=points[600:],
-        y_test=labels[600:],
+        x_train=points[:300],  # float [N, F]; uint8 and images [N, H, W] or [N, H, W, C] too
+        y_train=labels[:300],
+        x_test=points[300:],
+        y_test=labels[300:],
     )
     compare(
         ["naive", "replay", "gem", "mgem-d"],

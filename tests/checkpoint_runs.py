@@ -135,6 +135,11 @@ def continued(folder, methods):
     return outcomes
 
 
+def continued_and_killed(folder, methods, often_killed):
+    """Go on with some methods' checkpoints, then kill runs of others three times each."""
+    return continued(folder, methods), killed(folder, often_killed, kills=3, seed=0)
+
+
 def killed(folder, methods, kills, seed):
     """Kill runs with SIGKILL at random moments until they are done, again and again.
 

@@ -1,8 +1,5 @@
 """Tiny runs for the tests of the experiments; importable by worker processes."""
 
-import os
-import signal
-
 from avalanche.models import IncrementalClassifier
 from avalanche.training.supervised import Naive
 from tiny import tiny_data
@@ -44,15 +41,7 @@ class Failing(Naive):
         return super().train(experiences, *args, **kwargs)
 
 
-class Dying(Naive):
-    """Takes its whole process with it."""
-
-    def train(self, *args, **kwargs):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 FAILING = Method("failing", Failing)
-DYING = Method("dying", Dying)
 
 
 def specification(method="naive", *, stream=permuted, seed=0, model=MODEL, training=TRAINING):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
-LONG = {"compare_from_python", "hybrid", "migu_t5_lora"}
+LONG = {"compare_from_python", "hybrid", "migu_t5_lora", "your_own_datasets"}
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def run(monkeypatch):
 
 
 def test_every_gate_has_a_row(run, tmp_path):
-    done = run("--model", "mlp", "--rounds", 2, "--no-memory", "--out", tmp_path)
+    done = run("--model", "mlp", "--rounds", 1, "--no-memory", "--out", tmp_path)
     assert done.exit_code == 0, done.output
     with (tmp_path / "gate.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -58,7 +58,7 @@ def test_a_tiny_run_writes_a_row_a_case(run, tmp_path):
     assert float(steps[0]["parameter_difference"]) < 1e-5
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_gate_is_measured(gpu, precision):
     (job,) = [
         job

@@ -1,6 +1,5 @@
 """What was written or imported before modules were moved."""
 
-import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +13,10 @@ PACKAGE = Path(avalanche_mgem.__file__).parent
 
 
 @pytest.mark.parametrize("former", _MOVED)
-def test_a_former_name_imports_the_present_module(former):
+def test_a_former_name_imports_the_present_module(former, monkeypatch):
+    # An import leaves the module in its package, where it may hide a function of the same name.
+    package, _, name = former.rpartition(".")
+    monkeypatch.setitem(vars(import_module(package)), name, None)
     sys.modules.pop(former, None)
     with pytest.warns(DeprecationWarning, match=f"{former} is {_MOVED[former]} now"):
         assert import_module(former) is import_module(_MOVED[former])
@@ -22,14 +24,10 @@ def test_a_former_name_imports_the_present_module(former):
 
 
 def test_names_are_imported_from_a_former_module():
-    code = (
-        "from avalanche_mgem.streams.image_folders import load_image_folder as load; "
-        "print(load.__module__)"
-    )
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.strip() == "avalanche_mgem.streams.vision.image_folders"
+    sys.modules.pop("avalanche_mgem.streams.image_folders", None)
+    with pytest.warns(DeprecationWarning, match="image_folders is"):
+        from avalanche_mgem.streams.image_folders import load_image_folder
+    assert load_image_folder.__module__ == "avalanche_mgem.streams.vision.image_folders"
 
 
 def test_no_former_name_is_taken_again():

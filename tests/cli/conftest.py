@@ -7,8 +7,8 @@ from avalanche_mgem.cli import app
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch):
-    """Run the command in a folder of its own, in this process."""
+def command(tmp_path, monkeypatch, without_figures):
+    """Run the command in a folder of its own, in this process; comparisons draw no figures."""
     monkeypatch.chdir(tmp_path)
 
     def call(*options):

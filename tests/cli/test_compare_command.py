@@ -43,7 +43,8 @@ def test_tasks_that_share_classes_on_spoilt_images(command):
     assert "correlated-digits+noise:2,none" in result.stdout
 
 
-def test_validation_is_shown_beside_the_test_and_reported(command, tmp_path):
+def test_validation_is_shown_beside_the_test_and_reported(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("avalanche_mgem.report.folder._figures", lambda runs: {})
     options = ["compare", "--methods", "naive", "--seeds", 1, *TINY]
     plain, held_out = command(*options), command(*options, "--validation", 0.2)
     assert (plain.exit_code, held_out.exit_code) == (0, 0), held_out.output

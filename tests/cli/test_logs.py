@@ -17,7 +17,7 @@ def command(*options):
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
+def _here(tmp_path, monkeypatch, without_figures):
     monkeypatch.chdir(tmp_path)
     yield
     assert logging.getLogger("avalanche_mgem").handlers == []

@@ -9,13 +9,10 @@ from made_results import many, saved
 import avalanche_mgem
 from avalanche_mgem.cli.options import two_names
 
-SIZES = {"experiences": 2, "train-per-experience": 20, "test-per-experience": 20, "jobs": 1}
-TINY = [f"--{name}={value}" for name, value in SIZES.items()]
-
 
 def test_a_report_of_two_comparisons(command, tmp_path):
     for name in ("naive", "gem"):
-        command("compare", "--methods", name, "--seeds", 1, "--out", name, *TINY)
+        saved(tmp_path / name, many([name], 1))
     result = command("report", "naive", "gem", "--out", "both")
     assert result.exit_code == 0, result.output
     written = {path.name for path in (tmp_path / "both").iterdir()}
@@ -60,7 +57,7 @@ def test_names_with_commas_are_two_names(text, known, pair):
     ],
 )
 def test_what_a_report_cannot_do_is_said(command, tmp_path, options, message):
-    command("compare", "--methods", "gem", "--seeds", 1, "--out", "done", *TINY)
+    saved(tmp_path / "done", many(["gem"], 1))
     result = command("report", *options)
     assert result.exit_code == 1
     assert message in result.stderr

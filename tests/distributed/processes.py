@@ -1,6 +1,9 @@
 """Start a pair of processes, and end it whatever happens."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,32 +20,24 @@ def run_pair(folder, module):
     Raises:
         AssertionError: one of them fails, with the end of what both said, or they hang.
     """
-    logs = [folder / f"{rank}.txt" for rank in range(2)]
-    started = []
+    log = folder / "log.txt"
+    with log.open("w") as file:
+        started = subprocess.Popen(
+            [sys.executable, str(WORKER), str(folder), module],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
-        for rank, log in enumerate(logs):
-            with log.open("w") as file:
-                command = [sys.executable, str(WORKER), str(folder), str(rank), module]
-                started.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT))
-        _wait(started, time.monotonic() + TIMEOUT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            started.wait(TIMEOUT)
     finally:
-        for process in started:
-            process.kill()
-            process.wait()
-    said = "\n".join(log.read_text()[-4000:] for log in logs)
-    codes = [process.returncode for process in started]
-    assert (folder / "results.json").exists(), f"the processes ended with {codes}:\n{said}"
+        with contextlib.suppress(ProcessLookupError):  # both have ended
+            os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+    said = log.read_text()[-8000:]
+    assert (folder / "results.json").exists(), f"ended with {started.returncode}:\n{said}"
     return json.loads((folder / "results.json").read_text())
-
-
-def _wait(processes, deadline):
-    """Until both have ended, one has failed, or it is too late."""
-    while time.monotonic() < deadline:
-        codes = [process.poll() for process in processes]
-        if None not in codes or any(codes):
-            # What the other says when it is left alone may be the reason.
-            return
-        time.sleep(0.05)
 
 
 def results_of(module, tmp_path_factory, worker_id):

@@ -26,7 +26,7 @@ from avalanche_mgem.experiment.workers import WorkerDiedError, run_here
 
 
 @pytest.fixture
-def compare(tmp_path):
+def compare(tmp_path, without_figures):
     """compare() on the tiny stream into a folder of its own; what it printed is in .text."""
 
     def call(methods=("naive", "gem"), **arguments):
@@ -53,7 +53,8 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_it_leaves_a_table_plots_and_logs(compare, tmp_path):
+def test_it_leaves_a_table_plots_and_logs(compare, tmp_path, monkeypatch):
+    monkeypatch.undo()  # with its figures
     results = compare(["naive", "mgem-d"], seeds=[4, 2])
     out = tmp_path / "out"
     order = [("naive", 4), ("naive", 2), ("mgem-d", 4), ("mgem-d", 2)]

@@ -237,6 +237,7 @@ def test_other_errors_are_errors():
         run(specification(spoilt("before_update", fail)))
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_comparison_counts_what_diverged(tmp_path):
     file = io.StringIO()
     results = compare(

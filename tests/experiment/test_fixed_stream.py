@@ -18,6 +18,8 @@ from avalanche_mgem.experiment import FixedStream, MLPFactory, compare
 from avalanche_mgem.experiment.fixed_stream import as_stream
 from avalanche_mgem.streams import scenario_from_datasets
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 def scenario(kind=Counting, task_labels=True, **changes):
     pairs = by_classes(kind, **changes)

@@ -136,6 +136,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_tables_have_both_and_files_the_columns(tmp_path):
     said = StringIO()
     arguments = {"stream": STREAMS["permuted"], "model": MLPFactory((8,)), "seeds": 2}

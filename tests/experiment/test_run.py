@@ -43,6 +43,7 @@ def untimed(restriction):
     return {name: value for name, value in restriction.items() if "Seconds" not in name}
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("stream", STREAMS)
 @pytest.mark.parametrize("name", IN_TURN)
 def test_every_method_trains_and_twice_the_same_way(name, stream):

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_cases import DYING, FAILING, specification
+from dying import Dying
+from run_cases import FAILING, specification
 
 from avalanche_mgem.experiment import Method, RunResult
 from avalanche_mgem.experiment.workers import (
@@ -46,7 +47,8 @@ def nobody():
     return not multiprocessing.active_children()
 
 
-def test_another_process_gives_the_same_numbers(store, tmp_path, caplog):
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_another_process_gives_the_same_numbers(store, tmp_path, caplog, jobs):
     runs = keyed(
         specification("mgem-pd"), specification("agem"), specification(FAILING), specification()
     )
@@ -54,7 +56,7 @@ def test_another_process_gives_the_same_numbers(store, tmp_path, caplog):
     here_store.create()
     here = dict(run_here(runs, here_store, lambda *_: None))
     caplog.set_level(logging.INFO, logger="avalanche_mgem")
-    there = dict(run_in_workers(runs, store, lambda *report: reports.append(report), jobs=2))
+    there = dict(run_in_workers(runs, store, lambda *report: reports.append(report), jobs))
     assert set(there) == set(here) == set(runs)
     for key, outcome in there.items():
         if key.startswith("failing"):
@@ -72,7 +74,7 @@ def test_another_process_gives_the_same_numbers(store, tmp_path, caplog):
 
 
 def test_a_worker_that_dies_is_told_and_so_ends_the_rest(store):
-    runs = keyed(*(specification(DYING, seed=seed) for seed in range(3)))
+    runs = keyed(*(specification(stream=Dying(), seed=seed) for seed in range(3)))
     with pytest.raises(WorkerDiedError, match="a worker process died"):
         list(run_in_workers(runs, store, lambda *_: None, jobs=2))
     assert list(store.runs.iterdir()) == []

@@ -180,6 +180,7 @@ def test_the_command_lists_and_knows_them(tmp_path, package):
     assert "did you mean 'one'" in command("--methods", "onee").stderr
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_registered_method_is_compared(known_methods, tmp_path):
     known_methods.register(MINE)
     results = compare(
