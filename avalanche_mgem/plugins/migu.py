@@ -215,7 +215,7 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
     def _see_finite(self, strategy: Strategy) -> None:
         """Tell the guard where small factors say that large gradients are finite, unread."""
         if factors := self._gate.factors(unwrapped(strategy.model)):
-            others = self._guard.outside(strategy, factors)
+            others = self._guard.outside(strategy, optimizers_of(strategy), factors)
             if others is not None and have_small_products([*others, *chain(*factors.values())]):
                 self._guard.saw()
 
