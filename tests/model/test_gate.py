@@ -148,3 +148,19 @@ def test_with_nothing_masked_a_score_may_be_anything():
     gate.close()
     gate.mask(model)
     assert all(mask.all() for mask in gate.last_mask.values())
+
+
+def test_a_gate_of_an_older_checkpoint_is_read():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    gate = RowGate(0.5, heads=["1"])
+    gate.find(model)
+    flat = {**vars(gate), **vars(gate._of), "_heads_unseen": False, "_hold": None, "_hidden": []}
+    del flat["_of"], flat["heads_unseen"]
+    older = object.__new__(RowGate)
+    older.__setstate__(flat)
+    assert older.names == ["0"]
+    assert older.heads == ("1",)
+    older.find(model)
+    older.open(model)
+    older.close(model, model(torch.randn(2, 3)))
+    assert int(older.kept(model)["0"].sum()) == 2
