@@ -44,6 +44,17 @@ def test_every_gate_has_a_row(run, tmp_path):
     assert "update T=0.4" in done.output
 
 
+def test_rows_of_other_networks_stay(run, tmp_path):
+    path = tmp_path / "gate.csv"
+    run("--model", "mlp", "--rounds", 1, "--no-memory", "--out", tmp_path)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text + text.splitlines()[1].replace("mlp", "wide") + "\n", encoding="utf-8")
+    run("--model", "mlp", "--rounds", 1, "--no-memory", "--out", tmp_path)
+    with path.open(newline="", encoding="utf-8") as file:
+        models = [row["model"] for row in csv.DictReader(file)]
+    assert sorted(models) == ["mlp"] * 6 + ["wide"]
+
+
 def test_a_profile_has_the_parts_of_a_step(run):
     done = run("--model", "mlp", "--rounds", 1, "--profile")
     assert done.exit_code == 0, done.output

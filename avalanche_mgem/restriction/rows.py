@@ -34,6 +34,7 @@ UNSEEN = -1.0
 # Elements of which the magnitudes are held at a time. On a CPU a sum over what is still in the
 # cache takes half the time; an accelerator wants one launch.
 _CACHED = 2**17
+_MANY = 2**53  # whole numbers below are floating-point numbers
 
 
 def n_masked(mask_fraction: float, n_rows: int) -> int:
@@ -44,7 +45,8 @@ def n_masked(mask_fraction: float, n_rows: int) -> int:
     Raises:
         ValueError: the mask fraction is no number in [0, 1), n_rows no whole number >= 0.
     """
-    if type(mask_fraction) is float and type(n_rows) is int and 0 <= mask_fraction < 1 <= n_rows:
+    usual = type(mask_fraction) is float and type(n_rows) is int
+    if usual and 0 <= mask_fraction < 1 <= n_rows < _MANY:
         return math.floor(mask_fraction * n_rows + 1e-9)  # every step asks
     bounded_int("n_rows", n_rows, minimum=0)
     fraction = finite("mask_fraction", mask_fraction, minimum=0.0)
@@ -210,8 +212,9 @@ def token_magnitudes(
     Raises:
         ValueError: an unknown `normalize`, weights that do not fit.
     """
-    is_plain = weights is None and normalize == "none"
-    if is_plain and channel_dim == -1 and _is_usual(output):  # needs no further check
+    is_plain = weights is None and type(normalize) is str and normalize == "none"
+    is_last = type(channel_dim) is int and channel_dim == -1
+    if is_plain and is_last and _is_usual(output):  # needs no further check
         return _column_sums(output.detach())
     one_of("normalize", normalize, NORMALIZE)
     _check_output(output, channel_dim)

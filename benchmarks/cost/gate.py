@@ -13,8 +13,9 @@ looks for output heads, is left out. Prints the median of the paired ratios gate
 quartiles, of how many layers the gradients of masked rows were left out ("fused"), and the extra
 peak memory, of a process of its own, also in units of the bytes of the network's parameters.
 
---out DIR writes gate.csv. All of it takes about 40 minutes. --profile measures and writes nothing
-of that: it prints how many milliseconds each part of a step takes, plain and with the gate.
+--out DIR writes gate.csv, a network's rows as soon as they are measured. All of it takes about 40
+minutes. --profile measures and writes nothing of that: it prints how many milliseconds each part of
+a step takes, plain and with the gate.
 """
 
 from __future__ import annotations
@@ -87,11 +88,12 @@ def main(
             table = profile(name, GATED, rounds, ITERATIONS.get(name, 1))
             Console(width=None if Console().is_terminal else 220).print(table)
         return
-    rows = [row for name in model or MODELS for row in measure(name, rounds, memory)]
-    Console(width=None if Console().is_terminal else 160).print(_table(rows))
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "gate.csv", _csv(rows))
+    console = Console(width=None if Console().is_terminal else 160)
+    for name in model or MODELS:
+        measured = list(measure(name, rounds, memory))
+        console.print(_table(measured))
+        if out is not None:
+            _keep(name, measured, out / "gate.csv")
 
 
 def measure(model: str, rounds: int, memory: bool) -> Iterator[dict[str, Any]]:
@@ -166,14 +168,22 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     return shown
 
 
-def _csv(rows: list[dict[str, Any]]) -> bytes:
+def _keep(model: str, measured: list[dict[str, Any]], path: Path) -> None:
+    """Put a model's rows in place of those that the file has of it."""
+    rows = []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["model"] != model]
+    for row in measured:
+        short = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+        rows.append({**short, **environment()})
+    rows.sort(key=lambda row: list(MODELS).index(row["model"]))
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, [*COLUMNS, *environment()], lineterminator="\n")
     writer.writeheader()
-    for row in rows:
-        short = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-        writer.writerow({**short, **environment()})
-    return text.getvalue().encode()
+    writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.getvalue().encode())
 
 
 if __name__ == "__main__":

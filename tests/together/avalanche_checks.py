@@ -49,8 +49,8 @@ class Look(SupervisedPlugin):
         self._still = {name: _still(model, name, p) for name, p in model.named_parameters()}
 
     def before_update(self, strategy, **kwargs):
-        if isinstance(self.ours, MGEMPlugin) and len(self.ours._strengths):
-            rows = self.ours._matrix.rows[: len(self.ours._strengths)]
+        if isinstance(self.ours, MGEMPlugin) and len(self.ours._bounds):
+            rows = self.ours._matrix.rows[: len(self.ours._bounds)]
             self._rows = [row.clone() for row in rows if bool(row.any())]
 
     def after_training_iteration(self, strategy, **kwargs):

@@ -108,14 +108,14 @@ class Watch(SupervisedPlugin):
     def _memory_rows(self, strategy):
         """Yield {parameter: the gradient of the loss on a group of the memory}."""
         mgem, model = self.ours["mgem"], strategy.model
-        if not len(mgem._strengths):
+        if not len(mgem._bounds):
             return
         names = [n for n, p in model.named_parameters() if p.requires_grad]
         parameters = [p for p in model.parameters() if p.requires_grad]
         if any(isinstance(m, nn.Dropout) for m in model.modules()):
             named = dict(model.named_parameters())
             sizes = [named[n].numel() for n in mgem._names]
-            for row in mgem._matrix.rows[: len(mgem._strengths)]:
+            for row in mgem._matrix.rows[: len(mgem._bounds)]:
                 yield dict(zip(mgem._names, row.clone().split(sizes), strict=True))
             return
         groups = mgem.memory.closed_groups()
