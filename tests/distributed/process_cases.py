@@ -47,6 +47,7 @@ EQUAL = {
     ),
     "mgem, update": lambda: Run(mgem(restrict="update", memory_groups=3), optimizer=adamw),
     "mgem, loop and uneven parts": lambda: Run(mgem(11, memory_passes="loop", memory_groups=2)),
+    "mgem, auto": lambda: Run(mgem(11, memory_strength="auto", memory_groups=2)),
     "mgem, groups that are not divided": lambda: Run(mgem(6, memory_groups=2)),
     "mgem, drawn": lambda: Run(mgem(memory_batch_size=5)),
     "mgem, ring": lambda: Run(mgem(memory_selection="ring"), epochs=1),
