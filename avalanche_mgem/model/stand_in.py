@@ -8,37 +8,16 @@ plain one or less, masked rows are never touched, and no parameter ever has a st
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn, optim
 
+from avalanche_mgem.model.element_wise import CACHED, like
 from avalanche_mgem.model.units import Slices
 from avalanche_mgem.restriction.rows import masked_positions
-
-# Their step treats every element of a parameter alike, so kept rows can be stepped without the
-# others. Exactly these classes: one that is derived from them may do anything.
-_ELEMENT_WISE = frozenset(
-    {
-        optim.SGD,
-        optim.Adam,
-        optim.AdamW,
-        optim.Adagrad,
-        optim.RMSprop,
-        optim.Rprop,
-        optim.Adadelta,
-        optim.Adamax,
-        optim.NAdam,
-        optim.RAdam,
-        optim.ASGD,
-    }
-)
-
-# Elements of a parameter that are stepped at a time on a CPU: they stay in its cache together with
-# their gradient and their state.
-_CACHED = 2**17
 
 _Group = dict[str, Any]
 _State = defaultdict[Tensor, Any]
@@ -62,28 +41,6 @@ class KeptRows(NamedTuple):
         return self._replace(kept=self.kept.to(self.parameter.device))
 
 
-def is_element_wise(optimizer: optim.Optimizer, masks: Iterable[KeptRows]) -> bool:
-    """Whether these parameters' kept rows can be stepped alone.
-
-    So it is with torch's own element-wise optimisers, where all state has a parameter's shape.
-    """
-    if type(optimizer) not in _ELEMENT_WISE:
-        return False
-    parameters = [rows.parameter for rows in masks]
-    if len({id(parameter) for parameter in parameters}) < len(parameters):
-        return False  # one weight with rows along one dimension and along another
-    return all(_is_plain(parameter, optimizer) for parameter in parameters)
-
-
-def _is_plain(parameter: nn.Parameter, optimizer: optim.Optimizer) -> bool:
-    gradient = parameter.grad
-    if gradient is not None and (gradient.is_sparse or gradient.dtype != parameter.dtype):
-        return False
-    values = optimizer.state.get(parameter, {}).values()
-    shapes = [value.shape for value in values if isinstance(value, Tensor) and value.ndim > 0]
-    return all(shape == parameter.shape for shape in shapes)
-
-
 def is_mostly_kept(rows: KeptRows) -> bool:
     """Whether it takes less time to step a parameter whole and put back what is masked.
 
@@ -92,18 +49,10 @@ def is_mostly_kept(rows: KeptRows) -> bool:
     AdamW on an MLP of 1000 units (one thread of an AMD EPYC) they take as long where two thirds are
     kept. Small parameters share a step of kept rows, and to count on an accelerator is to wait.
     """
-    if rows.kept.device.type != "cpu" or rows.parameter.numel() < _CACHED // 4:
+    if rows.kept.device.type != "cpu" or rows.parameter.numel() < CACHED // 4:
         return False
     n, kept = rows.kept.numel(), int(rows.kept.sum())
     return 2 * n < 3 * kept < 3 * n
-
-
-def step_whole(optimizer: optim.Optimizer, parameter: nn.Parameter) -> None:
-    """Let an element-wise optimiser step one of its parameters alone."""
-    for group in optimizer.param_groups:
-        if any(parameter is each for each in group["params"]):
-            one = _like(optimizer, optimizer.state, [{**group, "params": [parameter]}])
-            type(optimizer).step.__wrapped__(one)  # type: ignore[attr-defined]
 
 
 def step_kept_rows(
@@ -133,7 +82,7 @@ def step_kept_rows(
         for group in optimizer.param_groups
     ]
     groups = zip(optimizer.param_groups, rest, strict=True)
-    return _like(optimizer, optimizer.state, [{**group, "params": few} for group, few in groups])
+    return like(optimizer, optimizer.state, [{**group, "params": few} for group, few in groups])
 
 
 def _parts_to_step(masks: list[KeptRows], optimizer: optim.Optimizer) -> Iterator[_Part]:
@@ -151,11 +100,11 @@ def _batches(found: list[tuple[_Group, _Part]]) -> Iterator[list[tuple[_Group, _
         yield found
         return
     batch: list[tuple[_Group, _Part]] = []
-    room = _CACHED
+    room = CACHED
     for group, piece in ((group, piece) for group, part in found for piece in part.pieces()):
         if batch and piece.size > room:
             yield batch
-            batch, room = [], _CACHED
+            batch, room = [], CACHED
         batch.append((group, piece))
         room -= piece.size
     if batch:
@@ -173,19 +122,11 @@ def _step(optimizer: optim.Optimizer, batch: list[tuple[_Group, _Part]]) -> None
         groups.setdefault(id(group), {**group, "params": []})["params"].append(parameter)
         if part.before:
             state[parameter] = part.state()
-    type(optimizer).step.__wrapped__(_like(optimizer, state, [*groups.values()]))  # type: ignore[attr-defined]
+    type(optimizer).step.__wrapped__(like(optimizer, state, [*groups.values()]))  # type: ignore[attr-defined]
     for (_, part), parameter in zip(batch, shown, strict=True):
         if stepped := state.get(parameter):
             part.put_state(optimizer.state[part.rows.parameter], stepped)
         part.put(parameter)
-
-
-def _like(optimizer: optim.Optimizer, state: _State, groups: list[_Group]) -> optim.Optimizer:
-    """Return an optimiser with the same settings, but with these parameters and this state."""
-    other = object.__new__(type(optimizer))
-    vars(other).update(vars(optimizer))
-    other.state, other.param_groups = state, groups
-    return other
 
 
 @dataclass(frozen=True)
@@ -203,7 +144,7 @@ class _Part:
 
     def pieces(self) -> Iterator[_Part]:
         """Cut it into parts that fit into a cache."""
-        for index in torch.split(self.index, max(_CACHED // max(self.rows.row_size, 1), 1)):
+        for index in torch.split(self.index, max(CACHED // max(self.rows.row_size, 1), 1)):
             yield replace(self, index=index)
 
     def parameter(self) -> nn.Parameter:

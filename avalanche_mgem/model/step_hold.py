@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn, optim
 
+from avalanche_mgem.model.element_wise import is_element_wise, long_parameters, step_alone
 from avalanche_mgem.model.holding import (
     HeldRows,
     HeldWhole,
@@ -21,13 +22,7 @@ from avalanche_mgem.model.optimizers import (
     optimizers_within,
     stepping_optimizer,
 )
-from avalanche_mgem.model.stand_in import (
-    KeptRows,
-    is_element_wise,
-    is_mostly_kept,
-    step_kept_rows,
-    step_whole,
-)
+from avalanche_mgem.model.stand_in import KeptRows, is_mostly_kept, step_kept_rows
 from avalanche_mgem.model.units import GatedLayer
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -156,15 +151,29 @@ class StepHold:
         masks = intersected(rows for hold in holds for rows in hold._masks)
         masks = [rows for rows in masks if id(rows.parameter) not in still]
         has_closure = kwargs.get("closure", args[1] if len(args) > 1 else None) is not None
-        if not has_closure and is_element_wise(optimizer, masks):
-            mostly = [rows for rows in masks if is_mostly_kept(rows)]
-            _step_and_put_back(optimizer, mostly)
-            stepped = {id(rows.parameter) for rows in mostly}
-            masks = [rows for rows in masks if id(rows.parameter) not in stepped]
-            return (step_kept_rows(optimizer, masks, {*still, *stepped}), *args[1:]), kwargs
+        if not has_closure and is_element_wise(optimizer, (rows.parameter for rows in masks)):
+            return (self._stand_in(optimizer, masks, {*still}), *args[1:]), kwargs
         put_back = _PutBack(optimizer, masks, list(still.values()))
         ends[-1] = put_back.end
         return put_back.arguments(args, kwargs)
+
+    def _stand_in(
+        self, optimizer: optim.Optimizer, masks: _Masks, done: set[int]
+    ) -> optim.Optimizer:
+        """Step what is gated or large; return an optimiser that steps all others.
+
+        done: the ids of parameters that do not step.
+        """
+        mostly = [rows for rows in masks if is_mostly_kept(rows)]
+        _step_and_put_back(optimizer, mostly)
+        done |= {id(rows.parameter) for rows in mostly}
+        masks = [rows for rows in masks if id(rows.parameter) not in done]
+        gated = {id(rows.parameter) for rows in masks}
+        if mostly or masks:
+            for parameter in [*long_parameters(optimizer, done | gated)]:
+                step_alone(optimizer, parameter)
+                done.add(id(parameter))
+        return step_kept_rows(optimizer, masks, done)
 
     def _after_step(
         self, optimizer: optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -182,7 +191,7 @@ def _step_and_put_back(optimizer: optim.Optimizer, masks: _Masks) -> None:
             continue
         held = hold_copies([rows], [optimizer])
         try:
-            step_whole(optimizer, rows.parameter)
+            step_alone(optimizer, rows.parameter)
         finally:
             for copies in held:
                 copies.restore()

@@ -14,7 +14,7 @@ from lookalikes import Conv1D
 from torch import nn
 from transformers.optimization import Adafactor
 
-from avalanche_mgem.model import stand_in, step_hold
+from avalanche_mgem.model import element_wise, stand_in, step_hold
 from avalanche_mgem.model.layers import find_gated_layers
 from avalanche_mgem.model.step_hold import hold_rows
 
@@ -347,7 +347,8 @@ def test_rows_that_are_all_kept_are_stepped_where_they_are():
 
 @pytest.mark.parametrize("cached", [1, 7])
 def test_pieces_of_a_parameter_are_one_step(monkeypatch, cached):
-    monkeypatch.setattr(stand_in, "_CACHED", cached)
+    monkeypatch.setattr(stand_in, "CACHED", cached)
+    monkeypatch.setattr(element_wise, "CACHED", cached)
     test_groups_keep_their_rates_and_what_is_not_gated_moves()
 
 
@@ -361,14 +362,15 @@ def test_a_mask_that_does_not_fit_is_refused():
 
 @pytest.mark.parametrize("kind", [AdamW, torch.optim.Adagrad, torch.optim.RMSprop])
 def test_large_parameters_that_are_mostly_kept_step_whole_and_are_put_back(kind, monkeypatch):
-    monkeypatch.setattr(stand_in, "_CACHED", 4)
+    monkeypatch.setattr(stand_in, "CACHED", 4)
+    monkeypatch.setattr(element_wise, "CACHED", 4)
     model = make_model()
     twin = copy.deepcopy(model)
     optimizer, other = kind(model.parameters()), kind(twin.parameters())
     layers, others = find_gated_layers(model), find_gated_layers(twin)
     whole = []
-    plain = stand_in.step_whole
-    monkeypatch.setattr(step_hold, "step_whole", lambda o, p: (whole.append(p), plain(o, p)))
+    plain = element_wise.step_alone
+    monkeypatch.setattr(step_hold, "step_alone", lambda o, p: (whole.append(p), plain(o, p)))
     for seed in range(3):
         kept = {layer.name: torch.arange(layer.n_rows) != seed for layer in layers}
         draw_gradients(model, twin, seed=seed)
