@@ -41,7 +41,12 @@ def in_bf16(strategy: Strategy, half: bool) -> AbstractContextManager[object]:
 
 
 def write_batch_gradient(
-    strategy: Strategy, batch: Batch, parameters: Sequence[nn.Parameter], row: Tensor
+    strategy: Strategy,
+    batch: Batch,
+    parameters: Sequence[nn.Parameter],
+    row: Tensor,
+    *,
+    half: bool = False,
 ) -> None:
     """Write the gradient of the loss on `batch` into row [P]; zeros where a parameter is unused.
 
@@ -52,7 +57,7 @@ def write_batch_gradient(
     learns of it. Reentrant activation checkpointing is refused there, by torch.
     """
     with own_gradients(strategy.model), rounded_once(row) as total:
-        add_batch_gradient(strategy, batch, parameters, total)
+        add_batch_gradient(strategy, batch, parameters, total, half=half)
 
 
 def add_batch_gradient(
@@ -78,7 +83,7 @@ def add_batch_gradient(
             parameter.grad = part.view_as(parameter) if fits else None
         for loss in _losses(strategy, batch, half):
             loss.backward()  # type: ignore[no-untyped-call]
-            total = total + loss.detach()
+            total = total + loss.detach().reshape(())  # Avalanche's own have a dimension
         into_row(row, [parameter.grad for parameter in parameters], parameters)
     return total
 
@@ -99,7 +104,7 @@ def _write_without_hooks(
             gradients = iter(torch.autograd.grad(loss, trained, allow_unused=True))
             own = [next(gradients) if p.requires_grad else None for p in parameters]
             add_to_row(row, own, parameters)
-            total = total + loss.detach()
+            total = total + loss.detach().reshape(())  # Avalanche's own have a dimension
     return total
 
 
@@ -154,7 +159,7 @@ def write_grouped_batch_gradients(
             strategy.mb_output = strategy.forward()
             loss = _sum_of_losses(strategy, samples, len(rows))
         write_grouped_gradients(calls, loss, samples, parameters, rows, half=half)
-    return loss.detach()
+    return loss.detach().reshape(())
 
 
 def _sum_of_losses(strategy: Strategy, samples: int, groups: int) -> Tensor:

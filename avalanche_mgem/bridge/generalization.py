@@ -12,7 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from avalanche_mgem.bridge.batches import restored_running_statistics, write_batch_gradient
+from avalanche_mgem.bridge.batches import (
+    evaluated_normalization,
+    restored_running_statistics,
+    write_batch_gradient,
+)
 from avalanche_mgem.bridge.memory import EpisodicMemory, MemoryGroup
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.model.randomness import RandomStream
@@ -55,17 +59,23 @@ class GeneralizationProbe:
         groups: list[MemoryGroup],
         parameters: list[nn.Parameter],
         rows: Tensor,
+        *,
+        evaluated: bool = False,
+        half: bool = False,
     ) -> bool:
         """Write the groups' gradients into rows [n, P], if this iteration is one to measure in.
 
         Nothing of the run changes by it. Return whether they were written.
+
+        evaluated, half: whether the memory's passes use running statistics, and are in bfloat16.
         """
         if not self.measures:
             return False
         device = parameters[0].device
-        with restored_running_statistics(strategy.model), self._random.active(device):
+        norms = evaluated_normalization if evaluated else restored_running_statistics
+        with norms(strategy.model), self._random.active(device):
             for group, row in zip(groups, rows, strict=True):
-                write_batch_gradient(strategy, group.batch, parameters, row)
+                write_batch_gradient(strategy, group.batch, parameters, row, half=half)
         return True
 
     def gaps(

@@ -94,7 +94,8 @@ class Bounds:
         if self._polyak is None:
             return torch.tensor([self._strength * weight for weight in self.weights])
         weights = torch.tensor(self.weights)
-        return PolyakBounds(weights, rows.loss(weights), rate, self._polyak.factor, self._strength)
+        loss = rows.loss(weights) - self._polyak.floor * sum(self.weights)
+        return PolyakBounds(weights, loss, rate, self._polyak.factor, self._strength)
 
 
 NO_BOUNDS = Bounds(ConstantSchedule(0.0), [], per_task=True, experience=0, iteration=0)
@@ -105,18 +106,33 @@ def rates_of_gradient(
 ) -> float | Tensor:
     """Return what plain SGD's step is of the gradient: one number, or one a position, [P]."""
     rates = [rate.value for rate in step_rates(parameters, optimizers_of(strategy))]
-    moving = {rate for rate in rates if rate != 0}
-    if len(moving) == 1:
-        return moving.pop()
-    sizes = torch.tensor([parameter.numel() for parameter in parameters])
-    return torch.tensor(rates, dtype=torch.float64).repeat_interleave(sizes).to(device)
+    if len(set(rates)) == 1:
+        return rates[0]
+    sized = zip(parameters, rates, strict=True)
+    return torch.cat([torch.full((p.numel(),), rate, device=device) for p, rate in sized])
 
 
-def require_rates(strategy: Strategy) -> None:
-    """Raise ValueError for an optimiser that does not tell the size of its steps."""
+def require_polyak(strategy: Strategy, strength: PolyakStrength, *, of: str) -> None:
+    """Raise ValueError where Polyak's step size is not defined, or its premise is known to fail.
+
+    of: what is restricted, "gradient" or "update".
+    """
+    smoothing = getattr(getattr(strategy, "_criterion", None), "label_smoothing", 0.0)
+    if smoothing and strength.floor == 0.0 and strength.maximum is None:
+        raise ValueError(
+            "memory_strength='auto' takes the loss on the memory to come near zero, and with "
+            f"label_smoothing={smoothing} it cannot: give PolyakStrength(floor=...), the least "
+            "that the loss can be, or PolyakStrength(maximum=...)"
+        )
     for optimizer in optimizers_of(strategy):
+        if any(group.get("maximize") for group in optimizer.param_groups):
+            raise ValueError(
+                "memory_strength='auto' (PolyakStrength) is of a loss that steps make smaller, and "
+                f"{type(optimizer).__name__} has maximize=True"
+            )
         held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        if not all(rate.is_known for rate in step_rates(held, [optimizer])):
+        known = all(rate.is_known for rate in step_rates(held, [optimizer]))
+        if of == "gradient" and not known:
             raise ValueError(
                 "memory_strength='auto' (PolyakStrength) under restrict='gradient' needs an "
                 f"optimizer with a learning rate, and {type(optimizer).__name__} finds the size of "

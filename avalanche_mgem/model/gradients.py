@@ -37,6 +37,9 @@ class GradientMatrix:
     def __getstate__(self) -> dict[str, object]:
         return vars(GradientMatrix())
 
+    def __setstate__(self, _: dict[str, object]) -> None:
+        vars(self).update(vars(GradientMatrix()))  # whatever an older version has kept
+
     def cone(self, n_rows: int, modules: Modules, solver: DualSolver | None, ridge: Ridge) -> Cone:
         """Return the cone of the first memory rows, to project the current gradient on.
 

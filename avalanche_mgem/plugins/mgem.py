@@ -37,7 +37,7 @@ from avalanche_mgem.bridge.strength import (
     Bounds,
     as_strength,
     rates_of_gradient,
-    require_rates,
+    require_polyak,
 )
 from avalanche_mgem.bridge.trial import require_positions, try_memory
 from avalanche_mgem.bridge.watch import Action, Order
@@ -101,11 +101,13 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             `memory_strength_per`. Or "auto", which is `PolyakStrength()` (ours): at each iteration
             F / (lr ||s||^2), with F the loss on the memory, summed over past tasks, and s its
             gradient; so the push of the memory is a step of Polyak's size on F, whatever the
-            learning rate, and cannot feed itself as a constant one can. F comes from the memory's
-            passes and costs no further one. A loss is taken to be bounded by zero: where F is not
-            positive, gamma is zero. Under restrict="gradient" the optimiser must have a learning
-            rate, and the size is that of plain SGD's step: with others take restrict="update", or
-            PolyakStrength(maximum=...).
+            learning rate (a schedule of it does not shorten the push). F comes from the memory's
+            passes and costs no further one. The premise is that the memory's loss can come near
+            zero; where it cannot (wrong labels, label smoothing, tasks that contradict each other)
+            the push grows as s vanishes: give PolyakStrength(floor=...) or (maximum=...). Where F
+            is not positive, gamma is zero. Under restrict="gradient" the optimiser must have a
+            learning rate, and the size is that of plain SGD's step: with momentum or Adam take
+            restrict="update", or a maximum.
         parameter_groups: p-mGEM: the modules that are restricted each on its own. An int (equal
             blocks), "layer", "tensor", {name: [patterns]} or a callable(model); see
             `avalanche_mgem.model.partition.make_partition`. The paper leaves the partition open.
@@ -342,8 +344,8 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         self._waits_for_shapes = bool(uninitialized(strategy.model))
         if not self._waits_for_shapes:
             self._check_model(strategy)
-        if isinstance(self.memory_strength, PolyakStrength) and self.restrict == "gradient":
-            require_rates(strategy)
+        if isinstance(self.memory_strength, PolyakStrength):
+            require_polyak(strategy, self.memory_strength, of=self.restrict)
         beside = any(isinstance(plugin, HoldsStill) for plugin in strategy.plugins)
         if beside and self._rows.refresh_every > 1:
             raise ValueError(
@@ -575,7 +577,8 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         rows = self._matrix.rows
         if self._rows.fill(strategy, groups, parameters, rows[: len(groups)]):
             self._matrix.rows_are_new()
-        if self._probe.fill(strategy, held_out, parameters, rows[len(groups) :]):
+        alike = {"evaluated": self._rows.batchnorm == "evaluate", "half": self._rows.half}
+        if self._probe.fill(strategy, held_out, parameters, rows[len(groups) :], **alike):
             self._matrix.scale_as_the_others(len(groups), parameters)
 
     def _project(

@@ -131,7 +131,7 @@ class Cone:
         numbers = [bounds.loss.detach().reshape(1).to(self._rows.device, torch.float64)]
         numbers.append(bounds.descents(self._rows, columns))
         numbers += [] if alongside is None else [alongside]
-        loss, descent, *_ = begin(self._blocks, torch.cat(numbers))
+        loss, descent, *_ = begin(self._blocks, torch.cat(numbers), unchecked=2)
         return bounds.strength(float(loss), float(descent)) * weights
 
     def _project(self, strength: Array) -> Change:

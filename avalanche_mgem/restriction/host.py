@@ -26,15 +26,16 @@ def asks_once(gradient: Tensor, rows: Tensor) -> bool:
     return rows.device.type != "cpu" and products <= _FEW
 
 
-def begin(blocks: Sequence[Block], alongside: Tensor | None) -> Array:
+def begin(blocks: Sequence[Block], alongside: Tensor | None, *, unchecked: int = 0) -> Array:
     """Let blocks begin with what gradient and rows are now; return the numbers alongside.
 
     Args:
         blocks: of one device; those that are HostBlocks get their products by one copy.
         alongside: further numbers that come with it, [n] in float64.
+        unchecked: how many of these, at the front, may be anything.
 
     Raises:
-        FloatingPointError: one of these is not finite.
+        FloatingPointError: one of the others is not finite.
     """
     for block in blocks:
         block.begin()
@@ -47,7 +48,7 @@ def begin(blocks: Sequence[Block], alongside: Tensor | None) -> Array:
     numbers = torch.cat(sent).cpu().numpy() if len(sent) > 1 else sent[0].cpu().numpy()
     for block in waiting:
         numbers = block.take(numbers)
-    if not np.isfinite(numbers).all():
+    if not np.isfinite(numbers[unchecked:]).all():
         raise FloatingPointError("a loss or a gradient holds NaN or Inf")
     return numbers
 

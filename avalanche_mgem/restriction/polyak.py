@@ -8,8 +8,10 @@ its gradient longer, and with it the push. Polyak's step size,
     gamma = factor * F / sum_i rate_i s_i^2     (of one learning rate: F / (lr ||s||^2))
 
 is the one at which the linear model of F reaches zero (with factor 1) and no less. It is short
-where the gradient is long, and ends with the loss. It takes F to be bounded by zero: gamma is zero
-where F is not positive, or where nothing that pushes moves.
+where the gradient is long, so that it does not feed itself. Its premise is that F can come near
+zero: where s vanishes and F does not, the push F / ||s|| grows without bound. A `floor` is taken
+off the loss, and a `maximum` limits gamma. Gamma is zero where F is not positive, or where nothing
+that pushes moves.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from avalanche_mgem.restriction.schedules import ConstantSchedule, Schedule
 
 # Rows may be almost zero beside a loss that is not.
 _LARGEST = 1e18
-_RUN = 1 << 18  # positions that are widened to float64 at a time
+# Positions that are widened to float64 at a time; elsewhere fewer launches count for more.
+_RUN, _RUN_ELSEWHERE = 1 << 18, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class PolyakStrength:
 
     Args:
         factor: > 0; 1 is Polyak's step size.
+        floor: the least that the loss on a task can be, which is taken off: 0 but for losses such
+            as cross-entropy with label smoothing.
         maximum: None, or the most that gamma may be: a number >= 0 or a schedule, called as that of
             a memory strength.
 
@@ -43,14 +48,16 @@ class PolyakStrength:
 
     Example:
         >>> PolyakStrength(maximum=0.5)
-        PolyakStrength(factor=1.0, maximum=0.5)
+        PolyakStrength(factor=1.0, maximum=0.5, floor=0.0)
     """
 
     factor: float = 1.0
     maximum: float | Schedule | None = None
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         finite("factor", self.factor, minimum=0.0, above=True)
+        finite("floor", self.floor)
         if self.maximum is not None and not isinstance(self._limit, Schedule):
             raise ValueError(
                 f"maximum must be None, a number >= 0 or a schedule, got {self.maximum!r}"
@@ -107,8 +114,9 @@ class PolyakBounds:
     def descents(self, rows: Tensor, columns: list[slice]) -> Tensor:
         """Return sum_i rate_i s_i^2 over these columns of the rows [K, P], in float64, [1]."""
         dtype = torch.promote_types(rows.dtype, torch.float32)
-        # Rows in half precision are widened too.
-        length = _RUN if dtype == rows.dtype else max(1024, _RUN // max(len(rows), 1))
+        length = _RUN if rows.device.type == "cpu" else _RUN_ELSEWHERE
+        if dtype != rows.dtype:  # in half precision, and widened too
+            length = max(1024, length // max(len(rows), 1))
         weights = self.weights.to(rows.device, dtype, non_blocking=True)
         total = rows.new_zeros(1, dtype=torch.float64)
         for run in (run for part in columns for run in runs(part, length)):

@@ -88,6 +88,7 @@ RESTRICTION = {
         restriction.PolyakStrength,
         {
             "factor": kind(1.0, np.float32(0.5), may=REAL),
+            "floor": kind(0.0, -1, np.float32(0.5), may=f"{REAL}|-1|-0.5"),
             "maximum": kind(
                 None, 0.5, restriction.ConstantSchedule(1.0), may=f"None|{REAL}|a function"
             ),

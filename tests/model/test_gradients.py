@@ -89,3 +89,10 @@ def test_half_precision_is_kept_in_single():
 
 def test_positions_follow_each_other():
     assert list(positions(parameters())) == [slice(0, 6), slice(6, 10), slice(10, 11)]
+
+
+def test_what_an_older_version_has_kept_is_left():
+    matrix = GradientMatrix()
+    matrix.__setstate__({"_buffer": torch.zeros(0, 0), "_factors": {}})
+    matrix.fit([nn.Parameter(torch.zeros(3))], 2)
+    assert (matrix.gradient.shape, matrix.rows.shape) == ((3,), (2, 3))

@@ -125,6 +125,74 @@ def test_an_optimizer_that_finds_its_steps_itself_is_refused_before_training():
         train(strategy, domain_stream().train_stream)
 
 
+class InADimension(nn.CrossEntropyLoss):
+    """A loss of shape [1], as some of Avalanche's are."""
+
+    def forward(self, input, target):
+        return super().forward(input, target).reshape(1)
+
+
+@pytest.mark.parametrize("passes", ["loop", "grouped"])
+def test_a_loss_may_have_a_dimension(passes):
+    def run(criterion):
+        plugin = auto(memory_groups=2, memory_passes=passes)
+        strategy = make_strategy(make_model(), [plugin])
+        strategy._criterion = criterion
+        return parameter_vector(train(strategy, domain_stream().train_stream).model)
+
+    torch.testing.assert_close(run(InADimension()), run(nn.CrossEntropyLoss()))
+
+
+def test_what_a_loss_cannot_fall_below_is_taken_off():
+    class Above(nn.CrossEntropyLoss):
+        def forward(self, input, target):
+            return super().forward(input, target) + 2.0
+
+    def run(strength, criterion):
+        strategy = make_strategy(make_model(), [auto(strength, memory_groups=2)])
+        strategy._criterion = criterion
+        return parameter_vector(train(strategy, domain_stream().train_stream).model)
+
+    expected = run("auto", nn.CrossEntropyLoss())
+    torch.testing.assert_close(run(PolyakStrength(floor=2.0), Above()), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("restrict", ["gradient", "update"])
+def test_label_smoothing_wants_a_floor_or_a_maximum(restrict):
+    def run(strength):
+        strategy = make_strategy(make_model(), [auto(strength, restrict=restrict)])
+        strategy._criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
+        train(strategy, domain_stream().train_stream)
+
+    with pytest.raises(ValueError, match=r"^memory_strength='auto' .*label_smoothing=0.1.*floor"):
+        run("auto")
+    run(PolyakStrength(floor=0.3))
+    run(PolyakStrength(maximum=0.5))
+
+
+@pytest.mark.parametrize("restrict", ["gradient", "update"])
+def test_maximize_is_refused(restrict):
+    strategy = make_strategy(
+        make_model(),
+        [auto(restrict=restrict)],
+        optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.1, maximize=True),
+    )
+    with pytest.raises(ValueError, match=r"^memory_strength='auto' .* SGD has maximize=True"):
+        train(strategy, domain_stream().train_stream)
+
+
+def test_an_infinite_loss_on_the_memory_is_told_as_that():
+    class InfiniteLater(nn.CrossEntropyLoss):
+        def forward(self, input, target):
+            loss = super().forward(input, target)
+            return loss + float("inf") if len(target) == 12 else loss  # the memory's batch
+
+    strategy = make_strategy(make_model(), [auto(memory_passes="loop")])
+    strategy._criterion = InfiniteLater()
+    with pytest.raises(FloatingPointError, match="the loss on the memory is not finite"):
+        train(strategy, domain_stream().train_stream)
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.Rprop])
 def test_update_takes_any_optimizer(optimizer):
     plugin = auto(restrict="update")

@@ -127,6 +127,7 @@ def test_a_loss_that_is_not_finite_is_refused(loss):
     [
         ({"factor": 0.0}, "^factor must be a finite number > 0"),
         ({"factor": "1"}, "^factor"),
+        ({"floor": math.nan}, "^floor must be a finite number"),
         ({"maximum": -1.0}, "^maximum must be a finite number >= 0"),
         ({"maximum": "auto"}, "^maximum"),
         ({"maximum": math.inf}, "^maximum"),
