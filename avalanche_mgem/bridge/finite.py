@@ -27,7 +27,10 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def have_small_products(tensors: Iterable[Tensor]) -> bool:
-    """Whether all numbers are finite, and all products of two of the tensors in float32 are too."""
+    """Whether all numbers are finite, and all products of two of the tensors in float32 are too.
+
+    Of a tensor its norm will do.
+    """
     return size_of(tensors).item() < _SMALL
 
 
@@ -48,7 +51,7 @@ def size_of(tensors: Iterable[Tensor]) -> Tensor:
 def _sum_of_norms(same: list[Tensor]) -> Tensor:
     """Of tensors of one device and dtype."""
     if len(same) == 1 and same[0].numel() == 1:
-        return same[0].double().reshape(())
+        return same[0].double().abs().reshape(())
     return torch.stack(torch._foreach_norm(same)).sum(dtype=torch.float64)
 
 

@@ -192,7 +192,7 @@ class StepGuard:
         return False
 
     def _is_as_seen(self, strategy: Strategy) -> bool:
-        seen = self._seen
+        seen, self._seen = self._seen, None  # it keeps gradients alive
         return seen is not None and seen.is_still(*self._present(stepped_parameters(strategy)))
 
     def outside(

@@ -5,6 +5,7 @@ Where nobody does, a plugin may have those of the rows that it masks left out.
 
 from __future__ import annotations
 
+from operator import is_
 from typing import Any
 
 from avalanche.training.plugins import EvaluationPlugin
@@ -19,6 +20,7 @@ from avalanche_mgem.model.distributed import unwrapped
 # first has made.
 _EVENTS = ("before_forward", "after_forward", "before_backward", "after_backward", "before_update")
 _STEP = (*(f"_{event}" for event in _EVENTS), "forward", "criterion", "backward", "loss")
+_NAMES = (*_EVENTS, *_STEP)
 # Where functions are that are known to do none of that.
 _OF_PLUGINS = ("avalanche.core",)
 _OF_METRICS = ("avalanche.", "avalanche_mgem.")
@@ -54,18 +56,37 @@ def why_whole(strategy: Strategy, own: object) -> str:
 
 
 class GradientReaders:
-    """`why_whole` of an experience: it is asked again where model or plugins are others."""
+    """`why_whole` of an experience: it is asked again where what it looks at has changed.
+
+    It keeps what it has looked at alive; a copy or a pickle does not.
+    """
 
     def __init__(self) -> None:
-        self._seen: list[int] = []
+        self._seen: list[object] = []
         self._why = ""
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_seen": []}
 
     def why(self, strategy: Strategy, own: object) -> str:
         """Return why the gradients of this minibatch must be whole; "": nobody reads them."""
-        seen = [id(strategy.model), *map(id, strategy.plugins)]
-        if seen != self._seen:
+        seen = _looked_at(strategy)
+        if len(seen) != len(self._seen) or not all(map(is_, seen, self._seen)):
             self._seen, self._why = seen, why_whole(strategy, own)
         return self._why
+
+
+def _looked_at(strategy: Strategy) -> list[object]:
+    """The objects that act in a step, and the functions of their own that they have instead."""
+    actors: list[Any] = [strategy, *strategy.plugins]
+    for plugin in strategy.plugins:
+        if isinstance(plugin, EvaluationPlugin):
+            actors += *plugin.metrics, *plugin.loggers
+    found: list[object] = [strategy.model, *actors]
+    for actor in actors:
+        own = getattr(actor, "__dict__", {})
+        found += [own[name] for name in _NAMES if name in own and callable(own[name])]
+    return found
 
 
 def _of_precision(strategy: Strategy) -> tuple[str, ...]:

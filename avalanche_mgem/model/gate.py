@@ -179,7 +179,12 @@ class RowGate:
             self._of.end_step()
 
     def open(
-        self, model: nn.Module, batch: object = None, *, whole: str = "whole gradients are read"
+        self,
+        model: nn.Module,
+        batch: object = None,
+        *,
+        whole: str = "whole gradients are read",
+        takes_norms: bool = False,
     ) -> None:
         """Record the layers' outputs until `close`, or until the forward pass fails.
 
@@ -191,13 +196,15 @@ class RowGate:
                 says that this forward pass is the only one of the step, that rows are masked in
                 it, and that nobody reads gradients before `mask`. See
                 `avalanche_mgem.model.kept_gradients`.
+            takes_norms: whether `norms` is asked for.
         """
         self.begin()
         if self.passes > 0:
             self._go_on()
         self.passes += 1
         layers = self._of.to_record(model)
-        self._kept_gradients.open(layers, self.mask_fraction, self._why_whole(whole))
+        reason = self._why_whole(whole)
+        self._kept_gradients.open(layers, self.mask_fraction, reason, takes_norms=takes_norms)
         if self.score == "output":
             masks = self._token_masks(batch) if self.ignore_padding else None
             self._recorder.open(
@@ -251,9 +258,9 @@ class RowGate:
                 kept = {}  # `kept` will say so
             self._kept_gradients.decide(kept)
 
-    def factors(self, model: nn.Module) -> dict[int, tuple[Tensor, ...]]:
-        """Return what gradients are products of, see `KeptGradients.factors`."""
-        return self._kept_gradients.factors(self._of.of(model))
+    def norms(self, model: nn.Module) -> dict[int, tuple[Tensor, ...]]:
+        """Return those of what gradients are products of, see `KeptGradients.norms`."""
+        return self._kept_gradients.norms(self._of.of(model))
 
     def kept(self, model: nn.Module) -> dict[str, Tensor]:
         """Return which rows may move in this step, bool [n] by layer, or [*blocks, n].

@@ -106,7 +106,7 @@ class GateLayers:
         """Return the layers as they are now."""
         if self._resolved is None or not (self._is_sure or self._resolved.are_of(model)):
             found = resolve_gated_layers(model, self.names, fused=self.fused)
-            self._resolved = ResolvedLayers(model, self._as_seen(model, found))
+            self._resolved = ResolvedLayers(model, self.names, self._as_seen(model, found))
         self._is_sure = True
         return self._resolved.layers
 

@@ -66,14 +66,23 @@ class KeptGradients:
         self._zeroed: dict[str, str] = {}  # the reason why their rows are not left out
         self._paths: dict[str, str] | None = None
         self._fraction = 0.0
-        self._is_open = False
+        self._is_open = self._takes_norms = False
 
-    def open(self, layers: Iterable[GatedLayer], mask_fraction: float, reason: str = "") -> None:
+    def open(
+        self,
+        layers: Iterable[GatedLayer],
+        mask_fraction: float,
+        reason: str = "",
+        *,
+        takes_norms: bool = False,
+    ) -> None:
         """Begin a forward pass of these layers.
 
         reason: why no layer may leave rows out; "": those may that `why_whole` lets.
+        takes_norms: whether `norms` is asked for.
         """
         layers, self._fraction, self._is_open = list(layers), mask_fraction, True
+        self._takes_norms = takes_norms
         uses = Counter(id(rows.parameter) for layer in layers for rows in layer.rows)
         for layer in layers:
             why = reason
@@ -95,7 +104,7 @@ class KeptGradients:
             self._recalled.add(name)
             self._spoil(name, "called more than once")
             return None
-        cut = self._cuts[name] = Cut()
+        cut = self._cuts[name] = Cut(takes_norms=self._takes_norms)
         products = _products(layer.module)
         reason = why_whole(layer, call, products)
         if not reason and (slower := _why_slower(layer, call, self._fraction)):
@@ -147,18 +156,18 @@ class KeptGradients:
         cut = self._cuts.get(layer.name)
         return cut is not None and cut.is_all_of(layer.rows[0].parameter.grad)
 
-    def factors(self, layers: Iterable[GatedLayer]) -> dict[int, tuple[Tensor, ...]]:
-        """Return dy and x of gradients dy'x that are as they were made, by the parameters' ids.
+    def norms(self, layers: Iterable[GatedLayer]) -> dict[int, tuple[Tensor, ...]]:
+        """Return the norms of dy and x, of gradients dy'x as they were made, by parameters' ids.
 
-        They are there where they are small beside the gradient. No element of it exceeds the
+        They are there where dy and x are small beside the gradient. No element of it exceeds the
         product of their norms (Cauchy and Schwarz), so that nobody has to read it to know that all
         are finite.
         """
         cuts = ((layer, self._cuts.get(layer.name)) for layer in layers)
         return {
-            id(layer.rows[0].parameter): cut.factors
+            id(layer.rows[0].parameter): cut.norms
             for layer, cut in cuts
-            if cut is not None and cut.factors and self.is_masked(layer)
+            if cut is not None and cut.norms and self.is_masked(layer)
         }
 
     def settle(self, layers: Iterable[GatedLayer]) -> dict[str, str]:
@@ -204,6 +213,9 @@ def why_whole(layer: GatedLayer, call: Call, products: Products | None) -> str:
         return "its bias is made of others"
     if weight.layout != torch.strided or not weight.is_floating_point():
         return "its weight is not dense"
+    # A row that overflows must be seen, by a gradient scaler for one.
+    if torch.float16 in (weight.dtype, call.output.dtype):
+        return "float16"
     return _why_watched(module, weight) or _why_not_now() or _why_call(call)
 
 
@@ -274,8 +286,7 @@ def _why_call(call: Call) -> str:
         return "its input or its output is no plain tensor"
     if isinstance(call.module, nn.Conv2d) and x.ndim != 4:
         return "its input is no batch"
-    # A row that overflows must be seen, by a gradient scaler for one.
-    return "float16" if output.dtype == torch.float16 else ""
+    return ""
 
 
 def _why_slower(layer: GatedLayer, call: Call, mask_fraction: float) -> str:
@@ -293,7 +304,7 @@ def _why_slower(layer: GatedLayer, call: Call, mask_fraction: float) -> str:
 
 def _can_be_zeroed(layer: GatedLayer, call: Call) -> bool:
     """Whether the gradient of the output is masked in less time than that of the weight."""
-    size, width = layer.rows[0].parameter.numel(), layer.rows[0].parameter.numel() // layer.n_rows
-    tokens = call.output.numel() // layer.n_rows
+    size, n = layer.rows[0].parameter.numel(), max(layer.n_rows, 1)
+    width, tokens = size // n, call.output.numel() // n
     is_matrix = layer.rows[0].parameter.ndim == 2 and call.output.device.type == "cpu"
     return is_matrix and size >= _LEAST_ZEROED and _FEW_TOKENS * tokens <= width

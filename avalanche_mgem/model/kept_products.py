@@ -20,7 +20,7 @@ from avalanche_mgem.model.units import Slices
 
 Pair = tuple[int, ...]
 
-# Of a gradient's elements, for one of its factors': so few are kept until the step.
+# Of a gradient's elements, for one of its factors': the norms of these take far less time.
 _SMALL = 8
 
 
@@ -34,14 +34,17 @@ class Cut:
             rows are computed.
         used: whether a backward pass has left rows out.
         reason: why none has, though one was to.
-        factors: dy and x, of which the gradient is the product, where they are small beside it.
+        takes_norms: whether a backward pass takes norms.
+        norms: those of dy and x, of which the gradient is the product, where it is large beside
+            them.
     """
 
     positions: Tensor | None = None
     kept: Tensor | None = None
     used: bool = False
     reason: str = ""
-    factors: tuple[Tensor, ...] = ()
+    takes_norms: bool = False
+    norms: tuple[Tensor, ...] = ()
     _storage: weakref.ref[torch.UntypedStorage] | None = field(default=None, repr=False)
     _version: int = -1
 
@@ -59,10 +62,11 @@ class Cut:
         """Compute all rows from here on."""
         self.positions = self.kept = None
 
-    def made(self, gradient: Tensor, factors: tuple[Tensor, ...]) -> None:
-        """Note the gradient that a backward pass has made of the kept rows."""
+    def made(self, gradient: Tensor, dy: Tensor, x: Tensor) -> None:
+        """Note the gradient that a backward pass has made of the kept rows, and of what."""
         self._storage, self._version = weakref.ref(gradient.untyped_storage()), gradient._version
-        self.factors = factors
+        is_large = gradient.ndim == 2 and _SMALL * (dy.numel() + x.numel()) <= gradient.numel()
+        self.norms = tuple(torch._foreach_norm([dy, x])) if self.takes_norms and is_large else ()
 
     def has_made(self, gradient: Tensor | None) -> bool:
         """Whether a gradient is the one that was noted, whatever was done to it since."""
@@ -79,7 +83,7 @@ class Cut:
 
     def forget(self) -> None:
         """Let go of the gradient that was noted."""
-        self._storage, self.factors = None, ()
+        self._storage, self.norms = None, ()
 
 
 class Products(Protocol):
@@ -208,8 +212,7 @@ def _of_weight(ctx: Any, dy: Tensor, x: Tensor, weight: nn.Parameter) -> Tensor:
         few = products.of_weight(dy, x, weight, cut.positions).to(weight.dtype)
         gradient = torch.zeros_like(weight, requires_grad=False)
         Slices((products.dim,)).copy(gradient, cut.positions, few)
-    is_large = weight.ndim == 2 and _SMALL * (dy.numel() + x.numel()) <= weight.numel()
-    cut.made(gradient, (dy, x) if is_large else ())
+    cut.made(gradient, dy, x)
     return gradient
 
 

@@ -183,7 +183,7 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
     def before_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Begin to record the magnitudes."""
         whole = self._readers.why(strategy, self) if self._is_active() else "no row is masked"
-        self._gate.open(unwrapped(strategy.model), strategy.mb_x, whole=whole)
+        self._gate.open(unwrapped(strategy.model), strategy.mb_x, whole=whole, takes_norms=True)
 
     def after_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         """End it."""
@@ -214,9 +214,9 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
 
     def _see_finite(self, strategy: Strategy) -> None:
         """Tell the guard where small factors say that large gradients are finite, unread."""
-        if factors := self._gate.factors(unwrapped(strategy.model)):
-            others = self._guard.outside(strategy, optimizers_of(strategy), factors)
-            if others is not None and have_small_products([*others, *chain(*factors.values())]):
+        if norms := self._gate.norms(unwrapped(strategy.model)):
+            others = self._guard.outside(strategy, optimizers_of(strategy), norms)
+            if others is not None and have_small_products([*others, *chain(*norms.values())]):
                 self._guard.saw()
 
     def _mask_again(self, strategy: Strategy, loss: Any) -> None:
@@ -246,6 +246,7 @@ class MIGUPlugin(ShowsGate, GuardsSteps, SupervisedPlugin):
         """Note that it has ended."""
         self._guard.end(strategy, self.release_hooks)
         self._gate.forget()
+        self._readers = GradientReaders()
         self._unfinished = None
 
     def held_still(self, strategy: Strategy, *, of: str) -> Still:

@@ -10,6 +10,7 @@ from mixtures import NEEDS_EXPERTS, T, adamw, gated_pass, make_batch, make_mixtu
 from reference.experts import slow_scores
 
 from avalanche_mgem.model.gate import RowGate
+from avalanche_mgem.model.gate_layers import GateLayers
 from avalanche_mgem.model.layers import find_gated_layers, resolve_gated_layers
 
 pytestmark = [
@@ -113,6 +114,37 @@ def test_rows_of_adapters_are_those_of_one_expert(name):
 def with_adapters_only(model):
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
+
+
+def replace_b(wrapper):
+    wrapper.lora_B["one"].weight = torch.nn.Parameter(wrapper.lora_B["one"].weight.detach().clone())
+
+
+CHANGES = {
+    "replaced": replace_b,
+    "frozen": lambda wrapper: wrapper.lora_B["one"].weight.requires_grad_(False),
+    "inactive": lambda wrapper: wrapper.set_adapter(["one"]),
+}
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["outer", "inner"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_a_wrapper_between_two_steps_is_seen(change, which):
+    model = with_adapters(make_mixture("mixtral", "eager"), names=("one", "two"))
+    wrappers = [module for module in model.modules() if hasattr(module, "parameter_name")]
+    layers = GateLayers(None, ["*head"], "layer")
+    layers.find(model)
+    known = layers.of(model)
+    layers.end_step()
+    assert layers.of(model) is known
+    layers.end_step()
+    CHANGES[change](wrappers[which])
+    assert parts(known) != parts(layers.of(model))
+    assert parts(layers.of(model)) == parts(resolve_gated_layers(model, layers.names))
+
+
+def parts(layers):
+    return [(each.name, [(r.name, id(r.parameter)) for r in each.rows]) for each in layers]
 
 
 @pytest.mark.parametrize("freeze", ["gradient", "update"])

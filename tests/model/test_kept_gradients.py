@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from avalanche_mgem.model import kept_gradients
+from avalanche_mgem.model import kept_gradients, kept_products
 from avalanche_mgem.model.gate import RowGate
 
 FUSED = "fused"
@@ -176,6 +176,12 @@ def test_float16_is_masked_as_rows_that_overflow_must_be_seen():
     model, names = linear_net(6, [8])
     with torch.autocast("cpu", dtype=torch.float16):
         compare(model, torch.randn(4, 6), 0.5, dict.fromkeys(names, "masked: float16"))
+
+
+def test_a_weight_in_float16_is_masked_too():
+    model, names = linear_net(6, [8])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        compare(model.half(), torch.randn(4, 6), 0.5, dict.fromkeys(names, "masked: float16"))
 
 
 class Used(nn.Module):
@@ -481,6 +487,34 @@ def test_few_tokens_of_large_layers_are_zeroed(monkeypatch):
     model, x = linear_net(512, [512])[0], torch.randn(160, 512)
     compare(model, x[:8], 0.1, {"layer0": "zeroed: it would take longer"})
     compare(model, x, 0.1, {"layer0": "masked: it would take longer"})
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_without_units_is_left_alone(monkeypatch):
+    monkeypatch.setattr(kept_gradients, "_A_CALL", 2**22)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 0), nn.Linear(0, 2))
+    gate, _ = step(model, torch.randn(3, 6), 0.5, heads=["2"])
+    assert gate.last_mask["1"].shape == (0,)
+
+
+@pytest.mark.parametrize("takes_norms", [True, False])
+def test_no_element_exceeds_the_product_of_norms(takes_norms, monkeypatch):
+    monkeypatch.setattr(kept_products, "_SMALL", 0)
+    model = Used(plain)
+    gate = RowGate(0.5, heads=["head"])
+    gate.find(model)
+    gate.open(model, whole="", takes_norms=takes_norms)
+    output = model(torch.randn(3, 6))
+    gate.close(model, output)
+    output.square().sum().backward()
+    found = gate.norms(model)
+    assert found.keys() == ({id(model.a.weight), id(model.b.weight)} if takes_norms else set())
+    for layer in (model.a, model.b) if takes_norms else ():
+        dy, x = found[id(layer.weight)]
+        assert dy.ndim == x.ndim == 0
+        assert layer.weight.grad.abs().max() <= dy * x
+    gate.mask(model)
+    assert not gate.norms(model)
 
 
 def test_nan_is_an_error_after_the_backward_pass():

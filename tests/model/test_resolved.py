@@ -1,5 +1,6 @@
 """Layers that are kept from step to step are those that a search would find."""
 
+import contextlib
 import copy
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
+from avalanche_mgem.model.gate import RowGate
 from avalanche_mgem.model.gate_layers import GateLayers
 from avalanche_mgem.model.layers import resolve_gated_layers
+from avalanche_mgem.model.resolved import ResolvedLayers
 
 
 def network():
@@ -40,6 +43,10 @@ def replace_in_attention(model):
     model["b"][1].out_proj = nn.Linear(4, 4)
 
 
+def shrink(model):
+    model["a"].weight.data = torch.zeros(3, 4)
+
+
 CHANGES = {
     "freeze": freeze,
     "freeze bias": freeze_bias,
@@ -47,6 +54,7 @@ CHANGES = {
     "container": replace_container,
     "parameter": replace_parameter,
     "inside": replace_in_attention,
+    "shape": shrink,
     "parametrised": lambda model: parametrizations.weight_norm(model["a"]),
     "pruned": lambda model: prune.random_unstructured(model["a"], "weight", 0.5),
 }
@@ -74,6 +82,55 @@ def test_a_change_between_two_steps_is_seen(change):
     assert parts(found) == parts(resolve_gated_layers(model, layers.names))
     layers.end_step()
     assert layers.of(model) is found
+
+
+def test_a_child_of_another_name_is_seen():
+    model = nn.ModuleDict({"a": nn.Linear(4, 4), "head": nn.Linear(4, 2)})
+    known = ResolvedLayers(model, ["a"], resolve_gated_layers(model, ["a"]))
+    assert known.are_of(model)
+    model._modules["b"] = model._modules.pop("a")
+    assert not known.are_of(model)
+
+
+@pytest.mark.parametrize("ungated", ["train", "freeze"])
+@pytest.mark.parametrize("frozen", [["0"], ["0", "2"]], ids=["one", "all"])
+def test_what_is_unfrozen_again_is_masked_again(frozen, ungated):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 10), nn.Tanh(), nn.Linear(10, 10), nn.Linear(10, 3))
+    gate, x = RowGate(0.7, ungated=ungated), torch.randn(4, 8)
+    gate.find(model)
+    for trains in (False, True, True):
+        for name in frozen:
+            model.get_submodule(name).requires_grad_(trains)
+        with gated_pass(gate, model, x):
+            for name in "02":
+                weight = model.get_submodule(name).weight
+                expected = 3 if weight.requires_grad else 0
+                assert count_of_rows(weight.grad) == expected
+
+
+def count_of_rows(gradient):
+    return 0 if gradient is None else int(gradient.any(1).sum())
+
+
+@contextlib.contextmanager
+def gated_pass(gate, model, x):
+    gate.open(model)
+    output = model(x)
+    gate.close(model, output)
+    output.sum().backward()
+    gate.mask(model)
+    yield
+    gate.unhide()
+    model.zero_grad()
+    gate.reset()
+
+
+def test_of_other_modules_nothing_is_compared():
+    inner = nn.Sequential(*(nn.Linear(2, 2) for _ in range(50)))
+    model = nn.ModuleDict({"a": nn.Linear(4, 4), "inner": inner})
+    known = ResolvedLayers(model, ["a"], resolve_gated_layers(model, ["a"]))
+    assert known._modules == [model, model["a"]]
 
 
 def test_other_adapters_are_seen():

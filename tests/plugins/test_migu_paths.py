@@ -11,6 +11,7 @@ from avalanche.training.plugins import (
     EWCPlugin,
     LwFPlugin,
     ReplayPlugin,
+    SupervisedPlugin,
 )
 from avalanche.training.supervised import Cumulative, Naive
 from tiny import N_CLASSES, N_FEATURES, Call, domain_stream, make_strategy, parameter_vector, train
@@ -18,9 +19,10 @@ from torch import nn
 from torch.optim import SGD, AdamW
 
 from avalanche_mgem import HybridMagnitudePlugin, MGEMPlugin, MIGUPlugin
-from avalanche_mgem.bridge import nonfinite
+from avalanche_mgem.bridge import nonfinite, whole_gradients
 from avalanche_mgem.bridge.accumulation import with_gradient_accumulation
 from avalanche_mgem.bridge.precision import with_mixed_precision
+from avalanche_mgem.bridge.whole_gradients import GradientReaders
 from avalanche_mgem.model import kept_gradients, kept_products
 from avalanche_mgem.plugins.clipping import ClipGradientPlugin
 
@@ -205,9 +207,65 @@ def test_masked_rows_do_not_move_by_one_bit():
     assert len(seen) == 12
 
 
+class Harmless(SupervisedPlugin):
+    pass
+
+
+class ReadsGradients(SupervisedPlugin):
+    def after_backward(self, strategy, **kwargs):
+        pass
+
+
+def swap(strategy):
+    strategy.plugins.pop()
+    strategy.plugins.append(ReadsGradients())
+
+
+def give_function(strategy):
+    strategy.plugins[-1].after_backward = lambda strategy, **kwargs: None
+
+
+def give_backward(strategy):
+    strategy.backward = lambda: None
+
+
+def give_logger(strategy):
+    strategy.evaluator.loggers.append(Reader())
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (swap, "ReadsGradients"),
+        (give_function, "Harmless"),
+        (give_backward, "backward of Naive"),
+        (give_logger, "Reader"),
+    ],
+)
+def test_who_reads_gradients_is_asked_again_where_something_has_changed(change, why):
+    plugin, readers = MIGUPlugin(0.5), GradientReaders()
+    strategy = make_strategy(deep(), [plugin])
+    strategy.plugins.append(Harmless())
+    assert readers.why(strategy, plugin) == ""
+    before = copy.deepcopy(readers)
+    change(strategy)
+    assert readers.why(strategy, plugin) == before.why(strategy, plugin) == why
+
+
+def test_who_reads_gradients_is_asked_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(whole_gradients, "why_whole", lambda *arguments: asked.append(1) or "")
+    train(
+        make_strategy(deep(), [plugin := MIGUPlugin(0.5, skip_tasks=0)]),
+        domain_stream().train_stream[:1],
+    )
+    assert len(asked) == 1
+    assert not plugin._readers._seen
+
+
 @pytest.fixture
-def factors(monkeypatch):
-    """Let gradients be known by their factors, whatever their size; the names of those read."""
+def reads(monkeypatch):
+    """Let gradients be known by the norms of their factors, whatever their size; who reads them."""
     monkeypatch.setattr(kept_products, "_SMALL", 0)
     read = []
     known = nonfinite.all_finite
@@ -215,13 +273,13 @@ def factors(monkeypatch):
     return read
 
 
-def test_gradients_with_small_factors_are_not_read(factors):
+def test_gradients_with_small_factors_are_not_read(reads):
     _, plugin = trained("alone", "gradient", FUSED)
     assert set(plugin.last_path.values()) == {FUSED}
-    assert not factors
+    assert not reads
 
 
-def test_a_gradient_that_overflows_is_seen_though_its_factors_are_finite(factors):
+def test_a_gradient_that_overflows_is_seen_though_its_factors_are_finite(reads):
     class Steep(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -245,4 +303,4 @@ def test_a_gradient_that_overflows_is_seen_though_its_factors_are_finite(factors
     strategy = make_strategy(Large(), [plugin])
     train(strategy, domain_stream().train_stream[:1])
     assert plugin.skipped_steps == strategy.clock.train_iterations
-    assert factors
+    assert reads

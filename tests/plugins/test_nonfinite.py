@@ -26,7 +26,7 @@ from torch.optim import SGD, Adam, AdamW
 
 from avalanche_mgem import HybridMagnitudePlugin, MGEMPlugin, MIGUPlugin
 from avalanche_mgem.bridge import nonfinite
-from avalanche_mgem.bridge.finite import all_finite, row_reason
+from avalanche_mgem.bridge.finite import all_finite, have_small_products, row_reason
 from avalanche_mgem.bridge.nonfinite import StepGuard
 from avalanche_mgem.evaluation import skipped_steps_metrics
 from avalanche_mgem.model.snapshot import OptimizerSnapshot
@@ -451,6 +451,24 @@ def test_finite_numbers_are_told_from_others(kind):
 def test_so_they_are_in_rare_tensors(kind):
     assert all_finite([kind(torch.eye(2))])
     assert not all_finite([kind(torch.tensor([[1.0, INF], [0.0, 1.0]]))])
+
+
+@pytest.mark.parametrize("large", [NAN, INF, -INF, 1e30, -1e30])
+def test_a_lone_number_of_its_kind_is_small_by_its_size(large):
+    others = [torch.ones(4, dtype=torch.bfloat16), torch.ones(3, dtype=torch.bfloat16)]
+    assert have_small_products([torch.tensor(-1.0), *others])
+    assert not have_small_products([torch.tensor(large), *others])
+
+
+def test_what_was_seen_is_not_kept_for_the_rest_of_the_step():
+    kept = []
+    plugin = MIGUPlugin(0.5, skip_tasks=0)
+    strategy = make_strategy(
+        make_model(), [plugin, Call(before_update=lambda s: kept.append(plugin._guard._seen))]
+    )
+    train(strategy, domain_stream().train_stream[:1])
+    assert kept
+    assert set(kept) == {None}
 
 
 @pytest.mark.parametrize("make", [SGD, Adam])
