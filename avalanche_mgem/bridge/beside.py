@@ -48,6 +48,20 @@ def refuse_before_projections(strategy: Strategy, plugin: object, instead: str) 
             )
 
 
+def refuse_before_scaling(strategy: Strategy, plugin: object) -> None:
+    """Raise ValueError where `plugin` scales steps that a plugin before it has restricted."""
+    for other in strategy.plugins:
+        if other is plugin:
+            return
+        if getattr(other, "restrict", None) == "update":
+            raise refusal(
+                plugin,
+                other,
+                f"scales the steps that {type(other).__name__} (restrict='update') has restricted, "
+                "out of its cone: put it before that",
+            )
+
+
 def _behind(strategy: Strategy, plugin: object) -> Iterator[object]:
     """Yield the plugins that hear of an event after `plugin`."""
     seen = False

@@ -133,6 +133,12 @@ _ALL = (
         low=1,
         threshold=0.0,
     ),
+    _hybrid(
+        "decay",
+        "decay",
+        "all modules train, all but the heads by steps that shrink with the tasks, t^-0.5",
+    ),
+    _hybrid("decay-1", "decay", "the same, t^-1", magnitude_decay=1.0),
     _lora("lora", known.LORA_PLUGIN, "one low-rank adapter for all tasks"),
     _lora("inclora", known.INCLORA_PLUGIN, "a new low-rank adapter a task"),
     _lora("olora", known.OLORA_PLUGIN, "inclora, adapters held orthogonal", orthogonality=0.5),

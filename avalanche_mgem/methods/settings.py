@@ -61,6 +61,16 @@ def _dropout(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be in [0, 1), got {share!r}")
 
 
+def _low_magnitude(name: str, value: Any) -> None:
+    if finite(name, value, minimum=0.0) > 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+
+
+def _magnitude(name: str, value: Any) -> None:
+    if value is not None and (isinstance(value, type) or not callable(value)):
+        raise ValueError(f"{name} must be None or a callable, got {value!r}")
+
+
 def _memory_strength(name: str, value: Any) -> None:
     if isinstance(value, str):
         if value != "auto":
@@ -126,7 +136,10 @@ MIGU_RULES: dict[str, Rule] = {
 }
 HYBRID_RULES: dict[str, Rule] = {
     **_SHARED,
-    "mode": _choice("adaptive", "frozen", "initialized"),
+    "mode": _choice("adaptive", "frozen", "initialized", "decay"),
+    "magnitude_decay": _optional(_number()),
+    "low_magnitude": _low_magnitude,
+    "magnitude": _magnitude,
     "threshold": finite,
     "low": _whole(0),
     "high": _optional(_whole()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -12,7 +12,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 
 from avalanche_mgem.arguments import as_list, finite, one_of, positive_int
-from avalanche_mgem.bridge.beside import refuse_beside_cwr
+from avalanche_mgem.bridge.beside import refuse_before_scaling, refuse_beside_cwr
 from avalanche_mgem.bridge.boundaries import Boundary, task_boundary
 from avalanche_mgem.bridge.changes import watch_minibatch
 from avalanche_mgem.bridge.collation import Collate, collate_of
@@ -39,6 +39,7 @@ from avalanche_mgem.model.layers import gateable_layers
 from avalanche_mgem.model.lazy import uninitialized
 from avalanche_mgem.model.optimizers import moves_by_gradient_alone
 from avalanche_mgem.model.step_hold import StepHold, hold_rows
+from avalanche_mgem.model.step_scale import StepScale
 from avalanche_mgem.restriction.similarity import (
     Decision,
     Metric,
@@ -51,8 +52,11 @@ from avalanche_mgem.restriction.similarity import (
 
 _LOG = logging.getLogger(__name__)
 
-Mode = Literal["adaptive", "frozen", "initialized"]
+_DECAY = {True: 0.5, False: 0.0}  # by whether the mode is "decay"
+
+Mode = Literal["adaptive", "frozen", "initialized", "decay"]
 Granularity = Literal["model", "module"]
+Magnitude = Callable[..., float]
 Reference = Literal["end", "start"]
 
 
@@ -69,6 +73,12 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
     how many modules train on either side and which, how and when the gradients are taken, and
     heads: every default for these is ours.
 
+    `magnitude_decay` (ours) makes the magnitude of updates shrink with the number of tasks: from
+    the second task on the steps of what trains, but for the output heads, are multiplied by t^-p.
+    It is the step that is scaled, with its momentum and weight decay; running statistics are not.
+    Beside an MGEMPlugin take restrict="update" and put this plugin before it, so that the scaled
+    step is what is restricted.
+
     Runs on `before_training_epoch` (the decision, before an experience's first epoch, when all
     plugins have prepared the model; parameters are frozen behind all plugins' part in this event,
     unless one of them stops the training there), `before_forward` (frozen batch norm in evaluation
@@ -84,7 +94,8 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
 
     Args:
         mode: "adaptive", as above. "frozen": `low` modules train on every task after the first.
-            "initialized": all do, as without the plugin. The last two measure no gradient.
+            "initialized": all do, as without the plugin. "decay" (ours): all do, and
+            `magnitude_decay` is 0.5 unless given. The last three measure no gradient.
         threshold: of s; the cosines of successive tasks are often close to 0, see `last_decision`.
         low: how many modules train on a task that is like the last one, the nearest to the output;
             0: the heads alone.
@@ -106,6 +117,14 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
             at its "start".
         probe_batches: g is the mean over so many minibatches of train_mb_size, or as many as the
             data have, with the model as it is before training. They leave no trace in the run.
+        magnitude_decay: p >= 0: the steps of what trains are multiplied by t^-p in the t-th task
+            (without task boundaries: from the t-th decision on), those of the output heads are not.
+            None: 0.5 with mode="decay", else 0, which leaves every bit as it is. It takes a copy of
+            the parameters in each step.
+        low_magnitude: in [0, 1]: what the steps of modules are multiplied by that do not train by
+            the decision. 0: they are frozen.
+        magnitude: in place of t^-p: a callable of `task`, t, and `similarity`, s or None, that
+            returns a number >= 0.
         decide_every: iterations between two decisions, where a stream has no task boundaries: g_t
             is then taken on the data of the current sub-experience, and g_{t-1} is that of the last
             decision. Not used elsewhere.
@@ -139,6 +158,10 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
             running statistics have seen the minibatch by then.
     """
 
+    # Of checkpoints that are older.
+    magnitude_decay = low_magnitude = 0.0
+    magnitude: Magnitude | None = None
+    _ended = 0
     _hold: StepHold | None = None  # in a step of an optimiser that may move what is frozen
 
     def __init__(
@@ -155,6 +178,9 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         metric: Metric = "cosine",
         reference: Reference = "end",
         probe_batches: int = 8,
+        magnitude_decay: float | None = None,
+        low_magnitude: float = 0.0,
+        magnitude: Magnitude | None = None,
         decide_every: int | None = None,
         seed: int | None = None,
         on_nonfinite: OnNonFinite = "raise",
@@ -163,7 +189,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         self.supports_distributed = True
         self._guard = StepGuard(on_nonfinite)
         self.skipped_probes = 0
-        self.mode = one_of("mode", mode, ("adaptive", "frozen", "initialized"))
+        self.mode = one_of("mode", mode, ("adaptive", "frozen", "initialized", "decay"))
         self.threshold = finite("threshold", threshold)
         self.low = positive_int("low", low, minimum=0)
         self.high = None if high is None else positive_int("high", high)
@@ -181,6 +207,16 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         check_metric(metric)
         self.metric: Metric = metric
         self.reference = one_of("reference", reference, ("end", "start"))
+        decay = _DECAY[mode == "decay"] if magnitude_decay is None else magnitude_decay
+        self.magnitude_decay = finite("magnitude_decay", decay, minimum=0.0)
+        self.low_magnitude = finite("low_magnitude", low_magnitude, minimum=0.0)
+        if self.low_magnitude > 1.0:
+            raise ValueError(f"low_magnitude must be in [0, 1], got {low_magnitude!r}")
+        if magnitude is not None and (isinstance(magnitude, type) or not callable(magnitude)):
+            raise ValueError(f"magnitude must be None or a callable, got {magnitude!r}")
+        if magnitude is not None and magnitude_decay is not None:
+            raise ValueError("magnitude_decay and magnitude: only one of them can be given")
+        self.magnitude = magnitude
         self.decide_every = (
             None if decide_every is None else positive_int("decide_every", decide_every)
         )
@@ -189,6 +225,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         sequence = np.random.SeedSequence(torch.initial_seed() if seed is None else seed)
         self._probe = GradientProbe(probe_batches, int(sequence.generate_state(1)[0]))
         self._freezer = Freezer()
+        self._scale = StepScale()
         self._heads_seen = HeadWatch()
         self._heads_known: tuple[str, ...] | None = None  # by the last task that has ended
         self._watches = False  # for the next forward pass to show the heads
@@ -206,6 +243,15 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         # The data of a task of which is not known whether it has ended, and its collate function.
         self._open: tuple[Any, Collate | None] | None = None
         self._iterations = 0  # since the last decision
+        self._ended = 0
+        self._factors: dict[str, float] = {}  # of steps, by parameter, where they are not one
+
+    @property
+    def _trains_all(self) -> bool:
+        return self.mode in ("initialized", "decay")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({"_factors": {}, "_scale": StepScale(), **state})
 
     def thaw(self, model: nn.Module) -> None:
         """Put back what an experience has frozen, as its end does."""
@@ -213,7 +259,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
 
     def before_training(self, strategy: Strategy, **kwargs: Any) -> None:
         """Thaw what an interrupted training left frozen; begin anew in a new strategy."""
-        if self.mode != "initialized":
+        if not self._trains_all:
             refuse_beside_frozen(strategy, self)
             refuse_beside_cwr(strategy, self, "chooses among the modules before the last layer")
         forget_epoch(strategy)
@@ -236,14 +282,17 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Check that the arguments fit the model and the stream."""
         require_whole_parameters(strategy.model, "HybridMagnitudePlugin")
-        if self.mode != "initialized":
+        if not self._trains_all:
             require_unused(strategy.model)
+        if self._scales:
+            refuse_before_scaling(strategy, self)
         self._is_new, self._waits = True, False
         self._drop_hold()
         self._watches = self.heads is None
         self._guard.start(strategy, self, events=())  # what is frozen needs no gradient anyway
         self._boundary = task_boundary(strategy.experience)
-        if not self._boundary.known and self.decide_every is None and self.mode != "initialized":
+        decides = self._scales or not self._trains_all
+        if not self._boundary.known and self.decide_every is None and decides:
             raise ValueError(
                 "decide_every must be a number of iterations for a stream without task boundaries, "
                 "got None"
@@ -297,12 +346,14 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         frozen = self._freezer.frozen(unwrapped(strategy.model))
         if frozen and not all(map(moves_by_gradient_alone, optimizers)):
             self._hold = hold_rows(optimizers, (), {}, still=frozen, copy=True)
+        self._scale.start(self._scaled(unwrapped(strategy.model)))
 
     def after_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """End the step."""
         hold, self._hold = self._hold, None
         if hold is not None:
             hold.end()
+        self._scale.finish()
         self._guard.close()
 
     def release_hooks(self) -> None:
@@ -310,6 +361,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         super().release_hooks()
         self._heads_seen.close()
         self._drop_hold()
+        self._scale.forget()
 
     def _drop_hold(self) -> None:
         hold, self._hold = self._hold, None
@@ -359,6 +411,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
             earlier = self._gradient(strategy, dataset, blocks, collate)
         self._earlier, self._now = earlier, {}
         self._open, self._is_first = None, False
+        self._ended += 1
 
     def _check_probe(self, strategy: Strategy) -> None:
         """Refuse what would fail at the first gradient."""
@@ -384,17 +437,52 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         if self.mode == "adaptive" and (at_start or self._earlier):
             gradient = self._gradient(strategy, strategy.experience.dataset, blocks)
         self.last_decision = first_of_all(self._decision(blocks, gradient))
+        self._factors = self._factors_of(self.last_decision, blocks)
         _LOG.info("hybrid magnitude: %s", self.last_decision)
         if self._boundary.known:
             self._now = gradient if at_start else {}
         else:
             self._earlier = gradient
+            self._ended += 1
         self._iterations = 0
+
+    @property
+    def _scales(self) -> bool:
+        return self.magnitude is not None or self.magnitude_decay > 0.0 or self.low_magnitude > 0.0
+
+    def _next_magnitude(self, similarity: float | None) -> float:
+        task = self._ended + 1
+        if self.magnitude is None:
+            return float(task**-self.magnitude_decay)
+        return finite("magnitude", self.magnitude(task=task, similarity=similarity), minimum=0.0)
+
+    def _factors_of(self, decision: Decision, blocks: Blocks) -> dict[str, float]:
+        """What the steps of parameters are multiplied by, where that is not one."""
+        if not self._scales:
+            return {}
+        magnitude = self._next_magnitude(decision.similarity)
+        by_module = {
+            module: magnitude if module in decision.trained else self.low_magnitude
+            for module in decision.modules
+        }
+        return {
+            name: factor
+            for module, factor in by_module.items()
+            if factor != 1.0
+            for name in blocks.parameters[module]
+        }
+
+    def _scaled(self, model: nn.Module) -> list[tuple[nn.Parameter, float]]:
+        """The parameters whose step is to be scaled, each with what by."""
+        if not self._factors:
+            return []
+        named = model.named_parameters()
+        return [(p, self._factors[name]) for name, p in named if name in self._factors]
 
     def _decision(self, blocks: Blocks, gradient: dict[str, Tensor]) -> Decision:
         names = blocks.names
         is_first = self._is_first if self._boundary.known else self.last_decision is None
-        if is_first or self.mode == "initialized":
+        if is_first or self._trains_all:
             return Decision(None, {}, names, names)
         if self.mode == "frozen":
             return Decision(None, {}, names[: self.low], names)
@@ -418,7 +506,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         decision = self.last_decision
         assert decision is not None
         frozen = set(decision.modules).difference(decision.trained)
-        if not frozen:
+        if not frozen or self.low_magnitude > 0.0:
             return
         model = unwrapped(strategy.model)
         blocks = self._blocks(model)
@@ -429,7 +517,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
 
     def _blocks(self, model: nn.Module) -> Blocks:
         blocks = find_blocks(model, self.modules, heads=self.heads, seen_heads=self._heads_known)
-        if self.mode == "initialized":
+        if self._trains_all:
             return blocks
         for argument, value in (("low", self.low), ("high", self.high)):
             if value is not None and value > len(blocks.names):

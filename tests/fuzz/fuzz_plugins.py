@@ -118,7 +118,10 @@ MIGU = {
     "on_nonfinite": _FINITE,
 }
 HYBRID = {
-    "mode": one_of("adaptive", "frozen", "initialized"),
+    "mode": one_of("adaptive", "frozen", "initialized", "decay"),
+    "magnitude_decay": optional(NOT_NEGATIVE),
+    "low_magnitude": kind(0, 0.5, np.float32(1), may="np.float32"),
+    "magnitude": kind(None, lambda task, similarity: 0.5, may=f"None|{_CALLABLE}"),
     "threshold": NUMBER,
     "low": kind(1, 0, np.int64(1), may=NATURAL.names()),
     "high": kind(None, 1, np.int64(2), may=f"None|{COUNT.names()}"),
