@@ -120,7 +120,7 @@ MIGU = {
 HYBRID = {
     "mode": one_of("adaptive", "frozen", "initialized", "decay"),
     "magnitude_decay": optional(NOT_NEGATIVE),
-    "low_magnitude": kind(0, 0.5, np.float32(1), may="np.float32"),
+    "low_magnitude": kind(0, 0.5, np.float32(1), may=f"{SHARE.names()}|1"),
     "magnitude": kind(None, lambda task, similarity: 0.5, may=f"None|{_CALLABLE}"),
     "threshold": NUMBER,
     "low": kind(1, 0, np.int64(1), may=NATURAL.names()),
