@@ -36,6 +36,7 @@ MAX_NORM = 0.1
 @pytest.fixture(autouse=True)
 def _no_hooks():
     _global_optimizer_pre_hooks.clear()  # of strategies that failed in other tests
+    _WINDOWS.clear()
     yield
     _global_optimizer_pre_hooks.clear()  # one failed test is enough
     _WINDOWS.clear()
