@@ -150,8 +150,8 @@ METHODS = MethodRegistry(_ALL)
 # What is compared when no method is named: those that share the memory budget, and some without.
 DEFAULT_METHODS: tuple[str, ...] = (
     *("naive", "replay", "ewc", "agem", "gem"),
-    *("mgem-p", "mgem-d", "mgem-pd", "mgem-p-approx", "mgem-d-approx"),
-    *("mgem-d-auto", "migu"),
+    *("mgem-p", "mgem-d", "mgem-d-approx", "mgem-d-auto"),
+    "migu",
 )
 # The same for text: those of MIGU's paper, but for adapters beside others.
 TEXT_METHODS: tuple[str, ...] = (

@@ -24,16 +24,8 @@ def test_the_methods_of_the_first_comparison_are_known():
     ours = ["mgem-p", "mgem-d", "mgem-pd", "mgem-p-approx", "mgem-d-approx"]
     theirs = ["naive", "replay", "ewc", "si", "lwf", "agem", "gem", "gdumb", "cumulative", "joint"]
     assert list(METHODS)[: len(theirs) + len(ours)] == theirs + ours
-    assert (
-        "naive",
-        "replay",
-        "ewc",
-        "agem",
-        "gem",
-        *ours,
-        "mgem-d-auto",
-        "migu",
-    ) == DEFAULT_METHODS
+    compared = ("mgem-p", "mgem-d", "mgem-d-approx", "mgem-d-auto", "migu")
+    assert ("naive", "replay", "ewc", "agem", "gem", *compared) == DEFAULT_METHODS
     assert [name for name, method in METHODS.items() if method.whole_stream] == ["joint"]
     assert all(name == method.name for name, method in METHODS.items())
     assert all(method.description for method in METHODS.values())
