@@ -109,6 +109,13 @@ def parameter_vector(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
 
 
+def assert_equal_states(one, other):
+    """Two state dicts are the same, to the bit."""
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
 def relative_distance(a, b):
     """||a - b|| / ||b||."""
     return float((a - b).norm() / b.norm())

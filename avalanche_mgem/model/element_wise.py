@@ -34,9 +34,8 @@ _ELEMENT_WISE = frozenset(
 # Elements of a parameter that are stepped at a time on a CPU: they stay in its cache together with
 # their gradient and their state.
 CACHED = 2**17
-# Bytes beyond which a parameter is stepped in pieces: what glibc's malloc keeps at most (its
-# largest dynamic threshold for mmap). An embedding of 30,522 x 384 took 144 ms whole and 51 ms in
-# pieces (AdamW, one thread of an AMD EPYC); of 3 to 9 MB they took as long in pieces or longer.
+# Bytes beyond which a parameter is stepped in pieces: what glibc's malloc keeps for reuse at most,
+# the largest value of its dynamic threshold for mmap on 64 bits.
 LONG = 2**25
 
 Group = dict[str, Any]

@@ -52,8 +52,6 @@ from avalanche_mgem.restriction.similarity import (
 
 _LOG = logging.getLogger(__name__)
 
-_DECAY = {True: 0.5, False: 0.0}  # by whether the mode is "decay"
-
 Mode = Literal["adaptive", "frozen", "initialized", "decay"]
 Granularity = Literal["model", "module"]
 Magnitude = Callable[..., float]
@@ -207,7 +205,8 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         check_metric(metric)
         self.metric: Metric = metric
         self.reference = one_of("reference", reference, ("end", "start"))
-        decay = _DECAY[mode == "decay"] if magnitude_decay is None else magnitude_decay
+        usual = 0.5 if mode == "decay" else 0.0
+        decay = usual if magnitude_decay is None else magnitude_decay
         self.magnitude_decay = finite("magnitude_decay", decay, minimum=0.0)
         self.low_magnitude = finite("low_magnitude", low_magnitude, minimum=0.0)
         if self.low_magnitude > 1.0:

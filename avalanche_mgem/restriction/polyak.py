@@ -24,7 +24,7 @@ from torch import Tensor
 
 from avalanche_mgem.arguments import finite
 from avalanche_mgem.restriction.block import runs
-from avalanche_mgem.restriction.schedules import ConstantSchedule, Schedule
+from avalanche_mgem.restriction.schedules import Schedule
 
 # Rows may be almost zero beside a loss that is not.
 _LARGEST = 1e18
@@ -58,16 +58,12 @@ class PolyakStrength:
     def __post_init__(self) -> None:
         finite("factor", self.factor, minimum=0.0, above=True)
         finite("floor", self.floor)
-        if self.maximum is not None and not isinstance(self._limit, Schedule):
-            raise ValueError(
-                f"maximum must be None, a number >= 0 or a schedule, got {self.maximum!r}"
-            )
+        if self.maximum is not None and not self._is_scheduled:
+            finite("maximum", self.maximum, minimum=0.0)
 
     @property
-    def _limit(self) -> Schedule:
-        if isinstance(self.maximum, type) or not callable(self.maximum):
-            return ConstantSchedule(finite("maximum", self.maximum, minimum=0.0))
-        return self.maximum
+    def _is_scheduled(self) -> bool:
+        return callable(self.maximum) and not isinstance(self.maximum, type)
 
     def limit(self, *, experience: int, iteration: int) -> float:
         """Return the most that gamma may be at this moment; infinity where nothing limits it.
@@ -75,9 +71,11 @@ class PolyakStrength:
         Raises:
             ValueError: a schedule gives no finite number >= 0.
         """
-        if self.maximum is None:
+        limit: object = self.maximum
+        if limit is None:
             return math.inf
-        limit = self._limit(experience=experience, iteration=iteration)
+        if callable(self.maximum):
+            limit = self.maximum(experience=experience, iteration=iteration)
         return finite("maximum", limit, minimum=0.0)
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/papers/strength.py choose permuted-mnist --data-root DIR --out DIR
     python benchmarks/papers/strength.py compare permuted-mnist --data-root DIR --out DIR
-    python benchmarks/papers/strength.py frontier permuted-mnist --data-root DIR --out DIR
+    python benchmarks/papers/strength.py compare permuted-mnist --frontier --data-root DIR --out DIR
 
 Streams: permuted-mnist and rotated-mnist at GEM's settings (20 tasks of 1,000 training examples,
 one epoch, batches of 10, SGD at 0.1, 256 memories a task, MLP 784-100-100-10; arXiv 1706.08840);
@@ -10,8 +10,9 @@ split-mnist and split-cifar100 (a CNN with batch normalisation) at the sizes of 
 
 `choose` trains GEM at every fixed strength with seeds that nothing else uses, and says which has
 the highest mean ACC. `compare` trains GEM at all strengths, and each mGEM at 0, 0.5 and "auto",
-with fresh seeds. `frontier` adds the strengths between, for the curves of LA against BWT.
-Stop it whenever you like; the same command continues. strength_table.py makes tables of the folder.
+with fresh seeds; with --frontier, GEM, p-mGEM and d-mGEM at more strengths, for the curves of LA
+against BWT. Stop it whenever you like; the same command continues. strength_table.py and
+strength_figure.py show what the folder holds.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ DataRoot = Annotated[Path, typer.Option(help="Folder of the data sets.")]
 Out = Annotated[Path, typer.Option(help="Results folder.")]
 Jobs = Annotated[int, typer.Option(help="Processes at once.")]
 Seeds = Annotated[int, typer.Option(min=1, max=len(FRESH), help="How many fresh seeds.")]
+Frontier = Annotated[bool, typer.Option("--frontier", help="More strengths, fewer methods.")]
 Only = Annotated[
     list[str] | None, typer.Option(help="Methods by pattern, with * and ?; repeatable.")
 ]
@@ -107,25 +109,15 @@ def compare_strengths(
     jobs: Jobs = 1,
     only: Only = None,
     seeds: Seeds = 5,
+    frontier: Frontier = False,
 ) -> None:
     """Compare the strengths, with fresh seeds."""
-    strengths = dict.fromkeys(KINDS, (0.0, 0.5, "auto")) | {"gem": (*GAMMAS, "auto")}
-    chosen = [method(kind, strength) for kind in KINDS for strength in strengths[kind]]
-    _run(_only(chosen, only), FRESH[:seeds], stream, data_root, out, jobs)
-
-
-@app.command()
-def frontier(
-    stream: Stream,
-    data_root: DataRoot,
-    out: Out,
-    jobs: Jobs = 1,
-    only: Only = None,
-    seeds: Seeds = 5,
-) -> None:
-    """Train GEM, p-mGEM and d-mGEM at more strengths, with the same fresh seeds."""
-    kinds = ("gem", "mgem-p(8)", "mgem-d(8)")
-    chosen = [method(kind, strength) for strength in (*FRONTIER, "auto") for kind in kinds]
+    if frontier:
+        kinds = ("gem", "mgem-p(8)", "mgem-d(8)")
+        chosen = [method(kind, strength) for strength in (*FRONTIER, "auto") for kind in kinds]
+    else:
+        strengths = dict.fromkeys(KINDS, (0.0, 0.5, "auto")) | {"gem": (*GAMMAS, "auto")}
+        chosen = [method(kind, strength) for kind in KINDS for strength in strengths[kind]]
     _run(_only(chosen, only), FRESH[:seeds], stream, data_root, out, jobs)
 
 

@@ -2,11 +2,11 @@
 
     python benchmarks/papers/strength_figure.py DIR --out DIR
 
-DIR holds the runs of `strength.py frontier` (or `compare`). Draws, for GEM and each mGEM, a curve
-of LA against BWT over the fixed memory strengths (means over the seeds, with their 95% intervals,
-Student's t), and the point of "auto" as a star; up and right is better. In the legend: the
-hypervolume of the curve's means with its reference point at LA 0 and BWT -1, the area that they
-dominate, and that of "auto" alone. Written to frontier.png.
+DIR holds the runs of `strength.py compare`, with --frontier or without. Draws, for GEM and each
+mGEM, a curve of LA against BWT over the fixed memory strengths (means over the seeds, with their
+95% intervals, Student's t), and the point of "auto" as a star; up and right is better. In the
+legend: the hypervolume of the curve's means with its reference point at LA 0 and BWT -1, the area
+that they dominate, and that of "auto" alone. Written to frontier.png.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Point = tuple[float, float]
 
 
 def main(
-    runs: Annotated[Path, typer.Argument(help="Results folder of `strength.py frontier`.")],
+    runs: Annotated[Path, typer.Argument(help="Results folder of `strength.py compare`.")],
     out: Annotated[Path, typer.Option(help="Where frontier.png is written.")],
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from tiny import (
     N_FEATURES,
     SETTINGS,
     Call,
+    assert_equal_states,
     class_stream,
     domain_stream,
     make_model,
@@ -53,12 +54,6 @@ def trained(plugins, setting="single head", optimizer="adamw"):
     )
     train(strategy, SETTINGS[setting][1]().train_stream)
     return strategy.model.state_dict()
-
-
-def assert_equal_states(one, other):
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert torch.equal(value, other[name]), name
 
 
 ALL_TRAIN = {

@@ -5,7 +5,16 @@ import copy
 import pytest
 import torch
 from avalanche.benchmarks.scenarios.online import split_online_stream
-from tiny import SETTINGS, Call, domain_stream, make_model, make_strategy, parameter_vector, train
+from tiny import (
+    SETTINGS,
+    Call,
+    assert_equal_states,
+    domain_stream,
+    make_model,
+    make_strategy,
+    parameter_vector,
+    train,
+)
 from torch.optim import SGD, Adam, AdamW
 
 from avalanche_mgem import HybridMagnitudePlugin, MGEMPlugin
@@ -25,12 +34,6 @@ def trained(plugins, setting="single head", optimizer="adamw", **arguments):
     return strategy.model.state_dict()
 
 
-def assert_equal_states(one, other):
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert torch.equal(value, other[name]), name
-
-
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("setting", ["single head", "batch norm", "a head a task"])
 def test_without_decay_it_is_the_plain_run_to_the_bit(setting, optimizer):
@@ -48,7 +51,7 @@ def test_without_decay_it_is_the_plain_run_to_the_bit(setting, optimizer):
 class Steps:
     """What each iteration's step was, by a plain optimiser from the same place and as taken."""
 
-    def __init__(self, optimizer, head):
+    def __init__(self, head):
         self.seen, self.head = [], head
         self.before = Call(before_update=self.remember)
         self.after = Call(after_update=self.compare)
@@ -72,7 +75,7 @@ class Steps:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("p", [0.5, 1.0])
 def test_steps_of_the_body_are_scaled_and_those_of_the_head_are_not(optimizer, p):
-    steps = Steps(OPTIMIZERS[optimizer], head="2")
+    steps = Steps(head="2")
     trained(
         [steps.before, HybridMagnitudePlugin("decay", magnitude_decay=p), steps.after],
         optimizer=optimizer,
@@ -103,7 +106,7 @@ def test_running_statistics_are_not_scaled():
 
 
 def test_low_magnitude_takes_the_place_of_freezing():
-    steps = Steps(OPTIMIZERS["sgd"], head="2")
+    steps = Steps(head="2")
     hybrid = HybridMagnitudePlugin("frozen", low=0, low_magnitude=0.25)
     trained([steps.before, hybrid, steps.after], optimizer="sgd")
     for task, head, taken, whole in steps.seen:
