@@ -29,7 +29,7 @@ from avalanche_mgem.bridge.distributed import average_rows, is_same_memory, own_
 from avalanche_mgem.bridge.fields import Batch, MemoryFormat, in_format, samples_of
 from avalanche_mgem.bridge.memory import MemoryGroup
 from avalanche_mgem.bridge.strategy import Strategy
-from avalanche_mgem.model.bf16 import warn_of_slow_bf16
+from avalanche_mgem.model.bf16 import has_bf16_units, warn_of_slow_bf16
 from avalanche_mgem.model.distributed import first_of_all, n_processes
 from avalanche_mgem.model.gradients import rounded_once
 from avalanche_mgem.model.grouped import NotGroupedError, why_not_grouped
@@ -72,8 +72,9 @@ class MemoryRows:
         batch_size: None, or how many samples of each group to draw for a pass.
         refresh_every: iterations that the rows are used for.
         batchnorm: what becomes of running statistics.
-        precision: "bf16": forward and backward passes by torch's autocast, in bfloat16; rows in
-            bfloat16 are then written as such, each rounded when it is finished.
+        precision: "bf16": forward and backward passes by torch's autocast, in bfloat16, where the
+            device has units for it, else as in "float32"; rows in bfloat16 are then written as
+            such, each rounded when it is finished.
         memory_format: "channels_last": batches of images are in that layout.
         seed: of what the forward passes draw, and of the samples drawn.
 
@@ -121,8 +122,12 @@ class MemoryRows:
 
     @property
     def half(self) -> bool:
-        """Whether the passes are in bfloat16."""
+        """Whether rows are kept in bfloat16."""
         return self.precision == "bf16"
+
+    def half_passes(self, strategy: Strategy) -> bool:
+        """Whether the passes are in bfloat16: where the rows are, and there are units for it."""
+        return self.half and has_bf16_units(strategy.device)
 
     def start_experience(self) -> None:
         """Compute the rows anew; look at the model anew if it has changed."""
@@ -212,12 +217,12 @@ class MemoryRows:
     ) -> list[int]:
         """Fill the rows; return of how many samples each is."""
         samples, self._losses = list[int](), []
-        rounds = rows.dtype == torch.bfloat16
+        rounds, half = rows.dtype == torch.bfloat16, self.half_passes(strategy)
         with own_gradients(strategy.model), _explained_batch_norm():
             for group, row in zip(groups, rows, strict=True):
                 batch, size = self._drawn(group.batch, 1, group.size)
                 with rounded_once(row) as total:
-                    loss = add_batch_gradient(strategy, batch, parameters, total, half=self.half)
+                    loss = add_batch_gradient(strategy, batch, parameters, total, half=half)
                     if rounds:
                         average_rows(total[None], [size])
                 self._losses.append(loss)
@@ -237,13 +242,13 @@ class MemoryRows:
         if not self._grouped:
             return None
         sizes: list[int] = []
-        self._losses = []
+        self._losses, half = [], self.half_passes(strategy)
         try:
             for chunk in self._chunks.of(groups, strategy.model, self.batch_size):
                 batch, size = self._drawn(chunk.batch, chunk.groups, chunk.size)
                 samples, own = chunk.groups * size, rows[chunk.rows]
                 loss = write_grouped_batch_gradients(
-                    strategy, batch, samples, parameters, own, half=self.half
+                    strategy, batch, samples, parameters, own, half=half
                 )
                 self._losses += [loss / chunk.groups] * chunk.groups
                 sizes += [size] * chunk.groups

@@ -165,11 +165,12 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             evaluation make no batch that the model can be trained on. Of an augmentation one
             outcome is kept for each sample, drawn from the plugin's own random numbers.
         memory_precision: of the memory's forward and backward passes: "float32" (the model's own
-            dtypes, default) or "bf16" (ours: torch's autocast in bfloat16). In "bf16" the rows are
-            kept in bfloat16 too, half the memory, unless a parameter is float64. A row is added up
-            in float32 and rounded once, by at most 2^-8 of each number; it is the rounded rows that
-            the update does no harm to. Products with them are as exact as before, and the dual
-            problem is in float64. Faster only on processors that have units for bfloat16.
+            dtypes, default) or "bf16" (ours: torch's autocast in bfloat16; on a processor without
+            units for bfloat16, where that is several times slower, in float32, with a warning). In
+            "bf16" the rows are kept in bfloat16 too, half the memory, unless a parameter is
+            float64. A row is added up in float32 and rounded once, by at most 2^-8 of each number;
+            it is the rounded rows that the update does no harm to. Products with them are as exact
+            as before, and the dual problem is in float64.
         memory_format: the layout in which the memory's batches of images [N, C, H, W] are kept:
             "preserve" (as the collate function made them, default) or "channels_last" (ours), in
             which convolutions are faster on many devices; their results differ by rounding.
@@ -577,8 +578,9 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         rows = self._matrix.rows
         if self._rows.fill(strategy, groups, parameters, rows[: len(groups)]):
             self._matrix.rows_are_new()
-        alike = {"evaluated": self._rows.batchnorm == "evaluate", "half": self._rows.half}
-        if self._probe.fill(strategy, held_out, parameters, rows[len(groups) :], **alike):
+        evaluated, half = self._rows.batchnorm == "evaluate", self._rows.half_passes(strategy)
+        own = rows[len(groups) :]
+        if self._probe.fill(strategy, held_out, parameters, own, evaluated=evaluated, half=half):
             self._matrix.scale_as_the_others(len(groups), parameters)
 
     def _project(

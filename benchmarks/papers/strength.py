@@ -10,7 +10,7 @@ split-mnist and split-cifar100 (a CNN with batch normalisation) at the sizes of 
 
 `choose` trains GEM at every fixed strength with seeds that nothing else uses, and says which has
 the highest mean ACC. `compare` trains GEM at all strengths, and each mGEM at 0, 0.5 and "auto",
-with fresh seeds; with --frontier, GEM, p-mGEM and d-mGEM at more strengths, for the curves of LA
+with fresh seeds; and GEM and d-mGEM with memory_precision="bf16" at 0.5; with --frontier, GEM, p-mGEM and d-mGEM at more strengths, for the curves of LA
 against BWT. Stop it whenever you like; the same command continues. strength_table.py and
 strength_figure.py show what the folder holds.
 """
@@ -71,6 +71,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "mgem-d(8)": {"memory_groups": 8},
     "mgem-pd(8,4)": {"parameter_groups": 8, "memory_groups": 4},
 }
+# The memory's gradients in bfloat16: what rounding them costs.
+HALF: dict[str, dict[str, Any]] = {
+    "gem bf16": {"memory_precision": "bf16"},
+    "mgem-d(8) bf16": {"memory_groups": 8, "memory_precision": "bf16"},
+}
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
@@ -88,7 +93,7 @@ Only = Annotated[
 def method(kind: str, strength: float | str) -> Method:
     """Return a kind of mGEM at one memory strength."""
     at = strength if isinstance(strength, str) else f"gamma={strength:g}"
-    settings = {"parameter_groups": 1, "memory_groups": 1, **KINDS[kind]}
+    settings = {"parameter_groups": 1, "memory_groups": 1, **(KINDS | HALF)[kind]}
     return METHODS["mgem-p"].variant(f"{kind} {at}", **settings, memory_strength=strength)
 
 
@@ -118,6 +123,7 @@ def compare_strengths(
     else:
         strengths = dict.fromkeys(KINDS, (0.0, 0.5, "auto")) | {"gem": (*GAMMAS, "auto")}
         chosen = [method(kind, strength) for kind in KINDS for strength in strengths[kind]]
+        chosen += [method(kind, 0.5) for kind in HALF]
     _run(_only(chosen, only), FRESH[:seeds], stream, data_root, out, jobs)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import SGD
 
 from avalanche_mgem import MGEMPlugin
+from avalanche_mgem.bridge import rows as memory_rows
 from avalanche_mgem.model import bf16
 from avalanche_mgem.streams import ArrayData, permuted_stream
 
@@ -23,13 +24,24 @@ def rows_of(model, stream, **arguments):
     return seen[-1]
 
 
+@pytest.fixture
+def with_units(monkeypatch):
+    """Make a processor have units for bfloat16, or none."""
+
+    def has(units):
+        for module in (bf16, memory_rows):
+            monkeypatch.setattr(module, "has_bf16_units", lambda device: units)
+
+    return has
+
+
 def apart(rows, others):
     return float(((rows - others).norm(dim=1) / others.norm(dim=1)).max())
 
 
-@pytest.mark.filterwarnings("ignore:memory_precision='bf16'")
 @pytest.mark.parametrize("passes", ["loop", "grouped"])
-def test_bf16_rows_are_those_of_float32_to_its_digits(passes):
+def test_bf16_rows_are_those_of_float32_to_its_digits(passes, with_units):
+    with_units(True)
     rows, others = (
         rows_of(
             make_model(),
@@ -44,9 +56,9 @@ def test_bf16_rows_are_those_of_float32_to_its_digits(passes):
     assert 1e-5 < apart(rows, others) < 3e-2
 
 
-@pytest.mark.filterwarnings("ignore:memory_precision='bf16'")
 @pytest.mark.parametrize("setting", ["batch norm", "dropout", "growing head"])
-def test_bf16_passes_leave_the_minibatch_in_float32(setting):
+def test_bf16_passes_leave_the_minibatch_in_float32(setting, with_units):
+    with_units(True)
     dtypes = set()
     watch = Call(before_backward=lambda s: dtypes.add((s.mb_output.dtype, s.loss.dtype)))
     plugin = MGEMPlugin(12, 0.5, memory_precision="bf16", seed=0)
@@ -55,9 +67,19 @@ def test_bf16_passes_leave_the_minibatch_in_float32(setting):
     assert plugin.last_projection.dots.isfinite().all()
 
 
-def test_a_processor_without_units_is_told_of_in_one_line(monkeypatch):
+@pytest.mark.filterwarnings("ignore:memory_precision='bf16'")
+@pytest.mark.parametrize("passes", ["loop", "grouped"])
+def test_without_units_rows_are_those_of_float32_rounded_once(passes, with_units):
+    with_units(False)
+    settings = {"memory_passes": passes, "memory_groups": 3}
+    rows = rows_of(make_model(), domain_stream(), memory_precision="bf16", **settings)
+    others = rows_of(make_model(), domain_stream(), **settings)
+    assert torch.equal(rows, others.bfloat16())
+
+
+def test_a_processor_without_units_is_told_of_in_one_line(with_units):
     for has_units in (False, True):
-        monkeypatch.setattr(bf16, "has_bf16_units", lambda device, has=has_units: has)
+        with_units(has_units)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             rows_of(make_model(), domain_stream(), memory_precision="bf16")
