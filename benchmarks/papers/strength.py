@@ -10,9 +10,9 @@ split-mnist and split-cifar100 (a CNN with batch normalisation) at the sizes of 
 
 `choose` trains GEM at every fixed strength with seeds that nothing else uses, and says which has
 the highest mean ACC. `compare` trains GEM at all strengths, and each mGEM at 0, 0.5 and "auto",
-with fresh seeds; and GEM and d-mGEM with memory_precision="bf16" at 0.5; with --frontier, GEM, p-mGEM and d-mGEM at more strengths, for the curves of LA
-against BWT. Stop it whenever you like; the same command continues. strength_table.py and
-strength_figure.py show what the folder holds.
+with fresh seeds, and two with memory_precision="bf16"; with --frontier, GEM, p-mGEM and d-mGEM at
+more strengths, for the curves of LA against BWT. Stop it whenever you like; the same command
+continues. strength_table.py and strength_figure.py show what the folder holds.
 """
 
 from __future__ import annotations
