@@ -10,8 +10,11 @@ from pathlib import Path
 import avalanche_mgem
 
 HERE = Path(__file__).parent
-# What the extras hf and sweep install, and what these alone bring.
-EXTRAS = {"transformers", "peft", "accelerate", "datasets", "optuna", "tokenizers", "safetensors"}
+# What the extras hf, sweep and html install, and what these alone bring.
+EXTRAS = {
+    *("transformers", "peft", "accelerate", "datasets", "optuna", "tokenizers", "safetensors"),
+    "vl_convert",
+}
 HELP = "pip install 'avalanche-mgem[hf]'"
 
 

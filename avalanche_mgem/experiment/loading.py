@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from avalanche_mgem.methods.registry import METHODS
 from avalanche_mgem.results import folders as results_folders
@@ -24,7 +25,18 @@ def load_results(
     Raises:
         ValueError: as there.
     """
-    return results_folders.load_results(
+    runs = load_runs(folders, only_methods=only_methods, only_streams=only_streams)
+    return [run for run, _ in runs]
+
+
+def load_runs(
+    folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    *,
+    only_methods: Sequence[str] | None = None,
+    only_streams: Sequence[str] | None = None,
+) -> list[tuple[RunResult, Path]]:
+    """Return what `load_results` does, each run with the file of its metrics over training."""
+    return results_folders.load_runs(
         folders,
         only_methods=only_methods,
         only_streams=only_streams,

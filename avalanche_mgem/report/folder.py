@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avalanche_mgem.arguments import as_path, flag
+from avalanche_mgem.arguments import as_list, as_path, flag
 from avalanche_mgem.files import is_unfinished, write_atomically
+from avalanche_mgem.report.html import html_page
 from avalanche_mgem.report.latex import latex_table
 from avalanche_mgem.report.markdown import markdown_table
 from avalanche_mgem.report.paired import paired_markdown, write_paired_csv
 from avalanche_mgem.results.csv import write_accuracy_csv, write_csv
 from avalanche_mgem.results.file_names import file_name
+from avalanche_mgem.results.histories import History, read_history
 from avalanche_mgem.results.paired import paired_comparisons
 from avalanche_mgem.results.result import RunResult
 from avalanche_mgem.results.summary import (
@@ -33,6 +35,7 @@ _MARK = "avalanche-mgem-report.json"
 _FORMAT = 1
 _TENSORBOARD = "tensorboard"
 _PAIRED, _VALIDATION = ("paired.md", "paired.csv"), "validation.tex"
+_PAGE = "report.html"
 _TABLES = ("table.md", "table.tex", "scores.md", "scores.tex", "results.csv", "accuracy.csv")
 
 
@@ -42,6 +45,8 @@ def write_report(
     *,
     tensorboard: bool = True,
     paired: Sequence[str] | None = None,
+    html: bool = False,
+    metrics: Sequence[str | Path] | None = None,
 ) -> list[Path]:
     """Write tables and pictures of finished runs into a folder, in one of its own for each stream.
 
@@ -50,7 +55,7 @@ def write_report(
     scores.tex with the further scores; results.csv, accuracy.csv; accuracy, tradeoff, forgetting,
     heatmaps and, of runs that were evaluated within their experiences, stability, each as .png and
     .pdf. An earlier report is replaced: its files that this one does not have are removed, others'
-    files stay.
+    files stay. With `html`, report.html has all streams, see `html_page`; it lies in out.
 
     Args:
         results: runs of one or several streams, told apart by method, stream and seed.
@@ -58,6 +63,9 @@ def write_report(
         tensorboard: write a TensorBoard log of settings, scores and pictures as well.
         paired: names of two methods to compare over the seeds that both have, in paired.md and
             paired.csv, see `paired_comparisons`; None: no two.
+        html: write report.html as well; needs the extra html.
+        metrics: of each run, the file of its metrics over training, which report.html draws; None,
+            or a file that is not there: it shows none.
 
     Returns:
         The files, and the folder of the TensorBoard log.
@@ -65,11 +73,13 @@ def write_report(
     Raises:
         ValueError: out holds something else, or results cannot be compared, see
             `summary.by_method` and `paired_comparisons`; nothing has been written.
+        ImportError: html, without the extra.
         OSError: out cannot be written.
     """
     require_runs(results)
     out, results = as_path("out", out), list(results)
     flag("tensorboard", tensorboard)
+    histories = _histories(results, metrics) if flag("html", html) else []
     streams = by_stream(results)
     for runs in streams.values():
         for method, of_method in by_method(runs).items():
@@ -79,6 +89,7 @@ def write_report(
         stream: [each for each in comparisons if each.stream in (stream, validation_name(stream))]
         for stream in streams
     }
+    page = html_page(results, histories) if html else ""
     earlier = _earlier_files(out)
     # What is wrong has been told by now, without waiting for matplotlib.
     from avalanche_mgem.report.tensorboard import event_files, write_hparams, write_images
@@ -89,6 +100,7 @@ def write_report(
         for stream, runs in streams.items()
         for name in (*_names(runs), *(_PAIRED if pairs[stream] else ()))
     ]
+    files += [out / _PAGE] if html else []
     out.mkdir(parents=True, exist_ok=True)
     # First of all, so that a report that was stopped is known to be one.
     _write_mark(out, {*earlier, *files})
@@ -100,10 +112,21 @@ def write_report(
             write_paired_csv(pairs[stream], folders[stream] / "paired.csv")
         if tensorboard:
             write_images(figures, out / _TENSORBOARD / file_name(stream) / "figures")
+    if html:
+        write_atomically(out / _PAGE, page.encode())
     if tensorboard:
         write_hparams(results, out / _TENSORBOARD)
     _write_mark(out, files)
     return [*files, out / _TENSORBOARD] if tensorboard else files
+
+
+def _histories(results: Sequence[RunResult], metrics: Sequence[str | Path] | None) -> list[History]:
+    if metrics is None:
+        return [{} for _ in results]
+    files = as_list("metrics", metrics, (str, Path), what="a list of files, one a run")
+    if len(files) != len(results):
+        raise ValueError(f"metrics must name {len(results)} files, one a run, got {len(files)}")
+    return [read_history(Path(file)) for file in files]
 
 
 def _names(runs: Sequence[RunResult]) -> list[str]:
@@ -124,7 +147,7 @@ def _is_ours(name: str) -> bool:
     from avalanche_mgem.report.figures.accuracy import FIGURES
 
     stem, _, ending = name.rpartition(".")
-    return name in (*_TABLES, *_PAIRED, _VALIDATION) or (
+    return name in (*_TABLES, *_PAIRED, _VALIDATION, _PAGE) or (
         stem in (*FIGURES, "stability") and ending in ("png", "pdf")
     )
 

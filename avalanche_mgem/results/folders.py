@@ -36,34 +36,49 @@ def load_results(
         ValueError: a folder is no such folder or has no finished run; a file in it is damaged; a
             method or stream that no run has, with the nearest names.
     """
+    runs = load_runs(
+        folders, only_methods=only_methods, only_streams=only_streams, method_order=method_order
+    )
+    return [run for run, _ in runs]
+
+
+def load_runs(
+    folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    *,
+    only_methods: Sequence[str] | None = None,
+    only_streams: Sequence[str] | None = None,
+    method_order: Sequence[str] = (),
+) -> list[tuple[RunResult, Path]]:
+    """Return what `load_results` does, each run with the file of its metrics over training."""
     one = isinstance(folders, str | os.PathLike)
     what = "a results folder, or a list of them"
     paths = as_list("folders", [folders] if one else folders, (str, os.PathLike), what=what)
     if not paths:
         raise ValueError("folders must name at least one results folder, got none")
-    runs: dict[str, RunResult] = {}
+    runs: dict[str, tuple[RunResult, Path]] = {}
     for path in paths:
-        for run in _finished_runs(as_path("folders", path)):
-            runs.setdefault(identity(run), run)
-    plain = list(runs.values())
-    pairs = list(zip(plain, told_apart(plain), strict=True))
-    methods = _places("methods", only_methods, [(a.method, b.method) for a, b in pairs])
-    streams = _places("streams", only_streams, [(a.stream, b.stream) for a, b in pairs])
+        for run, metrics in _finished_runs(as_path("folders", path)):
+            runs.setdefault(identity(run), (run, metrics))
+    plain = [run for run, _ in runs.values()]
+    files = [metrics for _, metrics in runs.values()]
+    found = list(zip(plain, told_apart(plain), files, strict=True))
+    methods = _places("methods", only_methods, [(a.method, b.method) for a, b, _ in found])
+    streams = _places("streams", only_streams, [(a.stream, b.stream) for a, b, _ in found])
     known = {name: place for place, name in enumerate(method_order)}
 
-    def order(pair: tuple[RunResult, RunResult]) -> tuple[object, ...]:
-        before, run = pair
+    def order(one_found: tuple[RunResult, RunResult, Path]) -> tuple[object, ...]:
+        before, run, _ = one_found
         stream, method = streams[run.stream], methods[run.method]
         place = known.get(before.method, len(known))
         return stream, run.stream, method, place, run.method, run.seed
 
-    kept = [pair for pair in pairs if pair[1].stream in streams and pair[1].method in methods]
+    kept = [each for each in found if each[1].stream in streams and each[1].method in methods]
     if not kept:
         raise ValueError(
             f"methods: none of {', '.join(only_methods or ())} was run on "
             f"{', '.join(only_streams or ())}"
         )
-    return [run for _, run in sorted(kept, key=order)]
+    return [(run, metrics) for _, run, metrics in sorted(kept, key=order)]
 
 
 def _places(
@@ -85,7 +100,8 @@ def _places(
     }
 
 
-def _finished_runs(folder: Path) -> list[RunResult]:
+def _finished_runs(folder: Path) -> list[tuple[RunResult, Path]]:
+    """Return each run with the file of its metrics."""
     if not folder.exists():
         raise ValueError(f"folders: no results folder {folder}: it does not exist")
     try:
@@ -99,7 +115,8 @@ def _finished_runs(folder: Path) -> list[RunResult]:
     if not _has_runs(folder):
         raise ValueError(f"folders: {folder} has no finished run{_hint(folder)}")
     keys = sorted(path.stem for path in store.runs.glob("*.json"))
-    return [run for key in keys if (run := store.load(key)) is not None]
+    loaded = ((store.load(key), store.metrics_csv(key)) for key in keys)
+    return [(run, metrics) for run, metrics in loaded if run is not None]
 
 
 def _has_runs(folder: Path) -> bool:

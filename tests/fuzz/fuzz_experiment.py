@@ -190,6 +190,8 @@ REPORT = {
             "out": PATH,
             "tensorboard": FLAG,
             "paired": kind(None, *_TWO_NAMES, may="None"),
+            "html": FLAG,
+            "metrics": kind(None, ["no such file", "nor this"], may="None"),
         },
     ),
     "paired_comparisons": Target(

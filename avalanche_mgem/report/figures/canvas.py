@@ -112,10 +112,15 @@ def plain(text: str, width: int = 70) -> str:
     return "\n".join(lines).replace("$", r"\$")
 
 
+def colour(index: int) -> str:
+    """Return the colour of the method with that index."""
+    return _COLOURS[index % len(_COLOURS)]
+
+
 def style(index: int) -> dict[str, Any]:
     """Return colour, line and marker of the method with that index."""
     return {
-        "color": _COLOURS[index % len(_COLOURS)],
+        "color": colour(index),
         "linestyle": _LINES[index % len(_LINES)],
         "marker": _MARKERS[index % len(_MARKERS)],
     }
