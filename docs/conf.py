@@ -1,0 +1,35 @@
+"""How Sphinx builds these documents: `python -m sphinx -W docs docs/_build`."""
+
+from avalanche_mgem import __version__
+
+project = "avalanche_mgem"
+copyright = "the avalanche_mgem authors"  # noqa: A001  # Sphinx's name for it
+release = __version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+html_theme = "furo"
+html_title = f"avalanche_mgem {release}"
+exclude_patterns = ["_build"]
+
+myst_enable_extensions = ["dollarmath", "deflist"]
+myst_heading_anchors = 3
+suppress_warnings = ["config.cache"]  # nb_render_priority and the like are not picklable
+
+nb_execution_mode = "force"
+nb_execution_timeout = 900  # seconds a cell, on a busy machine too
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
