@@ -33,3 +33,14 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+default_role = "code"
+
+
+def _as_text(app, what, name, obj, options, lines):  # noqa: ANN001  # Sphinx's own signature
+    """Let |y| and name* in a docstring be what they are, no markup of reStructuredText."""
+    lines[:] = [line.replace("|", r"\|").replace("*", r"\*") for line in lines]
+
+
+def setup(app):  # noqa: ANN001
+    """Register what is done to docstrings before napoleon reads them."""
+    app.connect("autodoc-process-docstring", _as_text, priority=100)

@@ -1,10 +1,12 @@
-"""Save a strategy after an experience and go on from there, in another process, to the bit.
+"""Save a strategy after an experience and resume from there, in another process, to the bit.
 
-strategy, start = load_checkpoint(strategy, "run.ckpt")
-for experience in stream.train_stream[start:]:
-    strategy.train(experience)
-    strategy.eval(stream.test_stream)
-    save_checkpoint(strategy, "run.ckpt")
+Example::
+
+    strategy, start = load_checkpoint(strategy, "run.ckpt")
+    for experience in stream.train_stream[start:]:
+        strategy.train(experience)
+        strategy.eval(stream.test_stream)
+        save_checkpoint(strategy, "run.ckpt")
 """
 
 from avalanche_mgem.checkpoint.errors import CheckpointError

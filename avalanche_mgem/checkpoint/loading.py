@@ -29,6 +29,8 @@ def load_checkpoint(
 ) -> tuple[Any, int]:
     """Bring a strategy to where `save_checkpoint` has left it.
 
+    Example::
+
         strategy, start = load_checkpoint(strategy, "run.ckpt")
         for experience in stream.train_stream[start:]:
             strategy.train(experience)
