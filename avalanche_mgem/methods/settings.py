@@ -147,6 +147,7 @@ HYBRID_RULES: dict[str, Rule] = {
     "granularity": _choice("model", "module"),
     "metric": Choice(("cosine", "sign"), or_callable=True),
     "reference": _choice("end", "start"),
+    "probe_head": _choice("own", "ridge", "auto"),
     "probe_batches": _whole(),
     "decide_every": _optional(_whole()),
 }

@@ -131,6 +131,7 @@ HYBRID = {
     "heads": ANY_HEADS,
     "metric": kind("cosine", "sign", lambda a, b: 0.5, may=_CALLABLE, more={"near": "cosin"}),
     "reference": one_of("end", "start"),
+    "probe_head": one_of("own", "ridge", "auto"),
     "probe_batches": COUNT,
     "decide_every": optional(COUNT),
     "seed": _SEED,
