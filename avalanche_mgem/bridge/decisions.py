@@ -32,6 +32,9 @@ class Rule:
         high: how many on one that is not; None: all.
         schedule: see `avalanche_mgem.restriction.similarity.n_trained`.
         by_module: whether each module has a similarity of its own.
+
+    Raises:
+        ValueError: low > high, or a graded schedule for modules that each train or not.
     """
 
     metric: Metric
@@ -40,6 +43,14 @@ class Rule:
     high: int | None
     schedule: Schedule
     by_module: bool
+
+    def __post_init__(self) -> None:
+        if self.high is not None and self.high < self.low:
+            raise ValueError(f"high must be >= low, got low={self.low} and high={self.high}")
+        if self.schedule == "graded" and self.by_module:
+            raise ValueError(
+                "schedule='graded' needs granularity='model': module by module, each trains or not"
+            )
 
     def decide(
         self,

@@ -79,6 +79,15 @@ def has_new_head(strategy: Strategy, heads: Sequence[str], trained: Mapping[str,
     return any(trained.get(name) != shape for name, shape in used.items())
 
 
+def grows(model: nn.Module, heads: Sequence[str]) -> bool:
+    """Whether a head is one of Avalanche's that adapt to an experience."""
+    return any(
+        isinstance(module, DynamicModule)
+        for head in heads
+        for module in model.get_submodule(head).modules()
+    )
+
+
 def features_of(strategy: Strategy, heads: Sequence[str], batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the features [N, D] before the head, with their graph, and the targets [N].
 
@@ -145,20 +154,11 @@ def _layers(model: nn.Module, heads: Sequence[str]) -> list[str]:
 
 
 def _may_be_new(model: nn.Module, heads: Sequence[str]) -> bool:
-    return _grows(model, heads) or len(_layers(model, heads)) > 1
+    return grows(model, heads) or len(_layers(model, heads)) > 1
 
 
 def _is_new(model: nn.Module, heads: Sequence[str], seen: HeadInputs) -> bool:
-    return _grows(model, heads) or not set(_layers(model, heads)) <= set(seen.called)
-
-
-def _grows(model: nn.Module, heads: Sequence[str]) -> bool:
-    """Whether a head is one of Avalanche's that adapt to an experience."""
-    return any(
-        isinstance(module, DynamicModule)
-        for head in heads
-        for module in model.get_submodule(head).modules()
-    )
+    return grows(model, heads) or not set(_layers(model, heads)) <= set(seen.called)
 
 
 def _parts(batch: Batch) -> list[Batch]:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.bridge.batches import BatchLoss, batch_loss, write_batch_gradient
@@ -19,6 +19,7 @@ from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.model.distributed import first_of_all, n_processes, unwrapped
 from avalanche_mgem.model.freezing import restored_buffers
 from avalanche_mgem.model.gradients import positions
+from avalanche_mgem.model.lazy import uninitialized
 from avalanche_mgem.model.randomness import RandomStream
 
 
@@ -56,7 +57,7 @@ class GradientProbe:
     ) -> dict[str, Tensor]:
         """Return the mean gradient of the named parameters, zero where one is unused.
 
-        Of all processes.
+        Of all processes. Parameters of lazy layers that have no shape yet are left out.
 
         Float32, or float64 where a parameter is, on the model's device.
 
@@ -73,10 +74,12 @@ class GradientProbe:
                 the strategy's own.
 
         Raises:
-            ValueError: with heads, no head can be fitted.
+            ValueError: with heads, no head can be fitted; a lazy layer would draw its weights.
         """
         model = unwrapped(strategy.model)
+        waiting = uninitialized(model)
         named = dict(model.named_parameters())
+        names = [name for name in names if name not in waiting]
         parameters = [named[name] for name in names]
         wide = any(p.dtype == torch.float64 for p in parameters)
         row = torch.empty(
@@ -100,6 +103,7 @@ class GradientProbe:
                 mean += row
                 count += 1
                 samples = own
+        _require_drawn(model, waiting)
         mean /= max(count, 1)
         average_rows(mean[None], [samples])
         parts = zip(names, positions(parameters), parameters, strict=True)
@@ -117,3 +121,12 @@ class GradientProbe:
             indices = chosen[start : start + size]
             own = indices[own_part(len(indices)) or slice(None)]
             yield batches_of([[dataset[index] for index in own]], collate)[0], len(own)
+
+
+def _require_drawn(model: nn.Module, waiting: Sequence[str]) -> None:
+    """Raise ValueError where a lazy layer has got its shape since, and drawn its weights."""
+    if len(uninitialized(model)) < len(waiting):
+        raise ValueError(
+            f"{waiting[0]} of a lazy layer had no shape when the gradient of a task was to be "
+            "measured, which would have drawn its weights: run a batch through the model first"
+        )

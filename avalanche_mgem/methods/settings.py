@@ -149,6 +149,7 @@ HYBRID_RULES: dict[str, Rule] = {
     "reference": _choice("end", "start"),
     "probe_head": _choice("own", "ridge", "auto"),
     "probe_batches": _whole(),
+    "head_epochs": _whole(0),
     "decide_every": _optional(_whole()),
 }
 LORA_RULES: dict[str, Rule] = {

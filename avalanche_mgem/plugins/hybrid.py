@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -32,7 +33,9 @@ from avalanche_mgem.bridge.paths import forget_steps, show_gradients
 from avalanche_mgem.bridge.probe_head import Chosen, ProbeHead, choose_head
 from avalanche_mgem.bridge.probes import GradientProbe
 from avalanche_mgem.bridge.samples import require_samples
+from avalanche_mgem.bridge.shaped_step import ShapedStep
 from avalanche_mgem.bridge.strategy import Strategy
+from avalanche_mgem.bridge.trained_heads import TrainedHeads, require_head_epochs
 from avalanche_mgem.bridge.trial import require_positions, try_probe
 from avalanche_mgem.model.blocks import Blocks, Modules, find_blocks, own_modules
 from avalanche_mgem.model.distributed import (
@@ -44,9 +47,6 @@ from avalanche_mgem.model.freezing import Freezer, ModelReference
 from avalanche_mgem.model.heads import Heads, HeadWatch, own_heads
 from avalanche_mgem.model.layers import find_heads, gateable_layers
 from avalanche_mgem.model.lazy import uninitialized
-from avalanche_mgem.model.optimizers import moves_by_gradient_alone
-from avalanche_mgem.model.step_hold import StepHold, hold_rows
-from avalanche_mgem.model.step_scale import StepScale
 from avalanche_mgem.restriction.similarity import Decision, Metric, Schedule, check_metric
 
 _LOG = logging.getLogger(__name__)
@@ -132,6 +132,9 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
             the decision. 0: they are frozen.
         magnitude: in place of t^-p: a callable of `task`, t, and `similarity`, s or None, that
             returns a number >= 0.
+        head_epochs: ours: in so many epochs at the start of a task that has a new head, or one that
+            has grown, the heads train alone and all else is frozen. Not in the first task, and not
+            where a task's head has trained before.
         decide_every: iterations between two decisions, where a stream has no task boundaries: g_t
             is then taken on the data of the current sub-experience, and g_{t-1} is that of the last
             decision. Not used elsewhere.
@@ -170,8 +173,10 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
     _behind: Chosen | None = None  # the head that gradients are taken behind; None: not yet known
     magnitude_decay = low_magnitude = 0.0
     magnitude: Magnitude | None = None
+    head_epochs = 0
+    _heads_now: Sequence[str] = ()
+    _head_is_new = False  # whether the task at hand has a head that has not trained
     _ended = 0
-    _hold: StepHold | None = None  # in a step of an optimiser that may move what is frozen
 
     def __init__(
         self,
@@ -191,6 +196,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         magnitude_decay: float | None = None,
         low_magnitude: float = 0.0,
         magnitude: Magnitude | None = None,
+        head_epochs: int = 0,
         decide_every: int | None = None,
         seed: int | None = None,
         on_nonfinite: OnNonFinite = "raise",
@@ -203,24 +209,20 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         self.threshold = finite("threshold", threshold)
         self.low = positive_int("low", low, minimum=0)
         self.high = None if high is None else positive_int("high", high)
-        if self.high is not None and self.high < self.low:
-            raise ValueError(f"high must be >= low, got low={low} and high={high}")
         self.schedule = cast(Schedule, one_of("schedule", schedule, ("hard", "graded")))
         self.granularity = one_of("granularity", granularity, ("model", "module"))
-        if schedule == "graded" and granularity == "module":
-            raise ValueError(
-                "schedule='graded' needs granularity='model': module by module, each trains or not"
-            )
         self.modules = own_modules(modules)
         self.heads = own_heads(heads)
         check_metric(metric)
         self.metric: Metric = metric
+        self._rule()  # what does not go together is told now
         self.reference = one_of("reference", reference, ("end", "start"))
         self.probe_head = cast(ProbeHead, one_of("probe_head", probe_head, _PROBE_HEADS))
         self.magnitude_decay, self.low_magnitude = checked_decay(
             mode, magnitude_decay, low_magnitude, magnitude
         )
         self.magnitude = magnitude
+        self.head_epochs = positive_int("head_epochs", head_epochs, minimum=0)
         self.decide_every = (
             None if decide_every is None else positive_int("decide_every", decide_every)
         )
@@ -229,7 +231,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         sequence = np.random.SeedSequence(torch.initial_seed() if seed is None else seed)
         self._probe = GradientProbe(probe_batches, int(sequence.generate_state(1)[0]))
         self._freezer = Freezer()
-        self._scale = StepScale()
+        self._step = ShapedStep()
         self._heads_seen = HeadWatch()
         self._heads_known: tuple[str, ...] | None = None  # by the last task that has ended
         self._watches = False  # for the next forward pass to show the heads
@@ -250,13 +252,18 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         self._iterations = 0  # since the last decision
         self._ended = 0
         self._factors: dict[str, float] = {}  # of steps, by parameter, where they are not one
+        self._trained_heads = TrainedHeads()
 
     @property
     def _trains_all(self) -> bool:
         return self.mode in ("initialized", "decay")
 
+    @property
+    def _freezes(self) -> bool:
+        return not self._trains_all or self.head_epochs > 0
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({"_factors": {}, "_scale": StepScale(), **state})
+        self.__dict__.update({**_newer_state(), **state})
 
     def thaw(self, model: nn.Module) -> None:
         """Put back what an experience has frozen, as its end does."""
@@ -264,7 +271,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
 
     def before_training(self, strategy: Strategy, **kwargs: Any) -> None:
         """Thaw what an interrupted training left frozen; begin anew in a new strategy."""
-        if not self._trains_all:
+        if self._freezes:
             refuse_beside_frozen(strategy, self)
             refuse_beside_cwr(strategy, self, "chooses among the modules before the last layer")
         forget_epoch(strategy)
@@ -287,12 +294,12 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Check that the arguments fit the model and the stream."""
         require_whole_parameters(strategy.model, "HybridMagnitudePlugin")
-        if not self._trains_all:
+        if self._freezes:
             require_unused(strategy.model)
         if self._scales:
             refuse_before_scaling(strategy, self)
         self._is_new, self._waits = True, False
-        self._drop_hold()
+        self._step.drop()
         self._watches = self.heads is None
         self._guard.start(strategy, self, events=())  # what is frozen needs no gradient anyway
         self._boundary = task_boundary(strategy.experience)
@@ -302,6 +309,8 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
                 "decide_every must be a number of iterations for a stream without task boundaries, "
                 "got None"
             )
+        if self.head_epochs:
+            require_head_epochs(strategy, self.head_epochs, self._boundary)
         if self._boundary.starts or self.last_decision is None:
             self._blocks(unwrapped(strategy.model))
         if self.mode == "adaptive":
@@ -316,6 +325,9 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         starts = self._boundary.known and self._boundary.starts and is_new
         if starts or self.last_decision is None or self._is_due():
             self._decide(strategy)
+        if is_new and self.head_epochs:
+            self._heads_now = self._head_modules(strategy)
+            self._head_is_new = starts and self._trained_heads.has_new(strategy, self._heads_now)
         self._waits = True
         when_the_epoch_begins(strategy, self._epoch_begins)
 
@@ -346,32 +358,22 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         """Skip a step that is not finite; hold what is frozen where the optimiser may move it."""
         self._guard.watch(strategy)
         self._guard.allows(strategy)
-        self._drop_hold()
-        optimizers = optimizers_of(strategy)
-        frozen = self._freezer.frozen(unwrapped(strategy.model))
-        if frozen and not all(map(moves_by_gradient_alone, optimizers)):
-            self._hold = hold_rows(optimizers, (), {}, still=frozen, copy=True)
-        self._scale.start(self._scaled(unwrapped(strategy.model)))
+        model = unwrapped(strategy.model)
+        frozen, scaled = self._freezer.frozen(model), self._scaled(model)
+        self._step.begin(optimizers_of(strategy), frozen, scaled)
+        if self.head_epochs:
+            self._trained_heads.note(model, self._heads_now)
 
     def after_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """End the step."""
-        hold, self._hold = self._hold, None
-        if hold is not None:
-            hold.end()
-        self._scale.finish()
+        self._step.end()
         self._guard.close()
 
     def release_hooks(self) -> None:
         """Take off what a step that an error has ended has left."""
         super().release_hooks()
         self._heads_seen.close()
-        self._drop_hold()
-        self._scale.forget()
-
-    def _drop_hold(self) -> None:
-        hold, self._hold = self._hold, None
-        if hold is not None:
-            hold.remove()
+        self._step.drop()
 
     def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         """Decide in the midst of an epoch, where a stream has no task boundaries."""
@@ -417,6 +419,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         self._earlier, self._now = earlier, {}
         self._open, self._is_first = None, False
         self._ended += 1
+        self._trained_heads.end_task()
 
     def _check_probe(self, strategy: Strategy) -> None:
         """Refuse what would fail at the first gradient."""
@@ -434,10 +437,13 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
 
     def _heads_behind(self, strategy: Strategy) -> list[str] | None:
         """Return the heads in whose place another is fitted; None: gradients are behind these."""
-        heads = find_heads(unwrapped(strategy.model), self.heads, self._heads_known)
+        heads = self._head_modules(strategy)
         if self._behind is None:  # once, since two gradients compare behind one kind of head
             self._behind = first_of_all(choose_head(strategy, self.probe_head, heads))
         return heads if self._behind == "ridge" else None
+
+    def _head_modules(self, strategy: Strategy) -> list[str]:
+        return find_heads(unwrapped(strategy.model), self.heads, self._heads_known)
 
     def _is_due(self) -> bool:
         every = self.decide_every
@@ -486,21 +492,25 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
             return Decision(None, {}, names, names)
         if self.mode == "frozen":
             return Decision(None, {}, names[: self.low], names)
+        return self._rule().decide(blocks, gradient, self._earlier, self._behind)
+
+    def _rule(self) -> Rule:
         by_module = self.granularity == "module"
-        rule = Rule(self.metric, self.threshold, self.low, self.high, self.schedule, by_module)
-        return rule.decide(blocks, gradient, self._earlier, self._behind)
+        return Rule(self.metric, self.threshold, self.low, self.high, self.schedule, by_module)
 
     def _epoch_begins(self, strategy: Strategy) -> None:
         if self._waits:
             self._freeze(strategy)
 
     def _freeze(self, strategy: Strategy) -> None:
-        """Freeze what the last decision left out; a module that came since trains."""
+        """Freeze what the last decision left out, or all; a module that came since trains."""
         self._waits = False
         decision = self.last_decision
         assert decision is not None
-        frozen = set(decision.modules).difference(decision.trained)
-        if not frozen or self.low_magnitude > 0.0:
+        frozen = set(decision.modules)
+        if not (self._head_is_new and strategy.clock.train_exp_epochs < self.head_epochs):
+            frozen -= {*decision.trained} if self.low_magnitude == 0.0 else frozen
+        if not frozen:
             return
         model = unwrapped(strategy.model)
         blocks = self._blocks(model)
@@ -526,16 +536,9 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
     def _gradient(
         self, strategy: Strategy, dataset: Any, blocks: Blocks, collate: Collate | None = None
     ) -> dict[str, Tensor]:
-        waiting = uninitialized(unwrapped(strategy.model))
-        named = [name for module in blocks.parameters.values() for name in module]
-        names = [name for name in named if name not in waiting]
+        names = [name for module in blocks.parameters.values() for name in module]
         heads = self._heads_behind(strategy)
         gradient = self._probe.gradient(strategy, dataset, names, collate, heads=heads)
-        if len(uninitialized(unwrapped(strategy.model))) < len(waiting):
-            raise ValueError(
-                f"{waiting[0]} of a lazy layer had no shape when the gradient of a task was to be "
-                "measured, which would have drawn its weights: run a batch through the model first"
-            )
         if all_finite(gradient.values()):
             return gradient
         if self.on_nonfinite == "raise":
@@ -546,6 +549,11 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
             )
         self.skipped_probes += 1
         return {}
+
+
+def _newer_state() -> dict[str, Any]:
+    """Return what a plugin of an older checkpoint has not got."""
+    return {"_factors": {}, "_step": ShapedStep(), "_trained_heads": TrainedHeads()}
 
 
 def _epoch_goes_on(strategy: Strategy) -> bool:

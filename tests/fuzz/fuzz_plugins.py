@@ -133,6 +133,7 @@ HYBRID = {
     "reference": one_of("end", "start"),
     "probe_head": one_of("own", "ridge", "auto"),
     "probe_batches": COUNT,
+    "head_epochs": NATURAL,
     "decide_every": optional(COUNT),
     "seed": _SEED,
     "on_nonfinite": _FINITE,
