@@ -31,7 +31,7 @@ class AlternatingStream:
         n_experiences: tasks, two a pair.
         train_per_experience: images.
         test_per_experience: images, the same for both tasks of a pair.
-        data_root: folder of the data sets.
+        data_root: folder of the data sets; runs are known by it too.
     """
 
     source: str
@@ -64,17 +64,14 @@ class AlternatingStream:
         classes = order[CLASSES * pair : CLASSES * (pair + 1)]
         if len(classes) < CLASSES:
             raise ValueError(
-                f"n_experiences={self.n_experiences} needs more classes than there are"
+                f"n_experiences={self.n_experiences} needs {CLASSES} classes for each pair of tasks"
             )
         random = np.random.default_rng([seed, 1, pair])
         rows = random.permutation(np.flatnonzero(np.isin(data.y_train, classes)))
-        start = self.train_per_experience * is_second
         test_rows = random.permutation(np.flatnonzero(np.isin(data.y_test, classes)))
         number = {int(label): place for place, label in enumerate(classes)}
         return (
-            _part(
-                data.x_train, data.y_train, rows[start : start + self.train_per_experience], number
-            ),
+            _part(data.x_train, data.y_train, self._train_rows(rows, is_second), number),
             _part(data.x_test, data.y_test, test_rows[: self.test_per_experience], number),
         )
 
@@ -86,12 +83,20 @@ class AlternatingStream:
         random = np.random.default_rng([seed, 1, pair])
         order = torch.from_numpy(random.permutation(int(np.prod(data.sample_shape))))
         rows = random.permutation(len(data.y_train))
-        start = self.train_per_experience * is_second
         parts = (
-            _part(data.x_train, data.y_train, rows[start : start + self.train_per_experience]),
+            _part(data.x_train, data.y_train, self._train_rows(rows, is_second)),
             _part(data.x_test, data.y_test, test_rows),
         )
         return tuple(_permuted(part, order, DEGREES * is_second) for part in parts)  # type: ignore[return-value]
+
+    def _train_rows(self, rows: np.ndarray, is_second: bool) -> np.ndarray:
+        """Of a pair's shuffled rows, those of its first or its second task."""
+        count = self.train_per_experience
+        if len(rows) < 2 * count:
+            raise ValueError(
+                f"train_per_experience={count} is too many: a pair of tasks has {len(rows)} images"
+            )
+        return rows[count : 2 * count] if is_second else rows[:count]
 
 
 def _part(

@@ -247,14 +247,14 @@ def compared() -> dict[str, list[Method]]:
 def rates_of(results: Sequence[RunResult]) -> dict[str, float]:
     """Return the best rate of each training, and the control's."""
     scores: dict[str, dict[float, tuple[float, float]]] = {}
-    for kind, at in {tuple(run.method.split(" at ")) for run in results}:
+    for kind, at in dict.fromkeys(tuple(run.method.split(" at ")) for run in results):
         runs = [run for run in results if run.method == f"{kind} at {at}"]
         acc = fmean(run.scores["acc"] for run in runs)
-        moved = fmean(run.metrics["Distance_Absolute"] for run in runs)
+        moved = fmean(run.metrics.get("Distance_Absolute", math.nan) for run in runs)
         scores.setdefault(kind, {})[float(at)] = (acc, moved)
-    # What diverged has no score, and is no training's best.
+    # What diverged has no score, and is no training's best; of equals the smallest rate is.
     found = {
-        kind: max(own, key=lambda rate: (not math.isnan(own[rate][0]), own[rate][0]))
+        kind: max(sorted(own), key=lambda rate: np.nan_to_num(own[rate][0], nan=-1.0))
         for kind, own in scores.items()
     }
     if {"initialized", "decay"} <= found.keys():

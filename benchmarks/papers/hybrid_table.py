@@ -10,6 +10,7 @@ these very runs, which favours it. Written to hybrid.md, and shown.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -60,7 +61,7 @@ def table(stream: str, results: Sequence[RunResult]) -> Iterator[str]:
             for name in ("acc", "la", "forgetting")
         )
         rates = {run.configuration["training"]["learning_rate"] for run in runs.values()}
-        moved = fmean(run.metrics["Distance_Absolute"] for run in runs.values())
+        moved = fmean(run.metrics.get("Distance_Absolute", math.nan) for run in runs.values())
         others = (_difference(method, name, by_method) for name in ("initialized", better))
         cells = (method, len(runs), "/".join(f"{r:g}" for r in rates), *scores, f"{moved:.2f}")
         yield f"| {' | '.join(map(str, (*cells, *others)))} |"
