@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import cast
 
@@ -40,6 +40,10 @@ def in_bf16(strategy: Strategy, half: bool) -> AbstractContextManager[object]:
     return torch.autocast(strategy.device.type, torch.bfloat16) if half else nullcontext()
 
 
+BatchLoss = Callable[..., Tensor]
+"""Called as `batch_loss` is."""
+
+
 def write_batch_gradient(
     strategy: Strategy,
     batch: Batch,
@@ -47,6 +51,7 @@ def write_batch_gradient(
     row: Tensor,
     *,
     half: bool = False,
+    loss: BatchLoss = batch_loss,
 ) -> None:
     """Write the gradient of the loss on `batch` into row [P]; zeros where a parameter is unused.
 
@@ -55,9 +60,11 @@ def write_batch_gradient(
 
     In several processes it is this one's gradient: DistributedDataParallel neither averages it nor
     learns of it. Reentrant activation checkpointing is refused there, by torch.
+
+    loss: of a batch, in place of the strategy's own.
     """
     with own_gradients(strategy.model), rounded_once(row) as total:
-        add_batch_gradient(strategy, batch, parameters, total, half=half)
+        add_batch_gradient(strategy, batch, parameters, total, half=half, loss=loss)
 
 
 def add_batch_gradient(
@@ -67,13 +74,15 @@ def add_batch_gradient(
     row: Tensor,
     *,
     half: bool = False,
+    loss: BatchLoss = batch_loss,
 ) -> Tensor:
     """Write the gradient into row [P], which holds zeros; within `own_gradients`. Return the loss.
 
     Else as `write_batch_gradient`; several in turn are sooner so. half: as of `batch_loss`.
     """
+    losses = _losses(strategy, batch, half, loss)
     if is_wrapped(strategy.model):
-        return _write_without_hooks(strategy, batch, parameters, row, half)
+        return _write_without_hooks(losses, parameters, row)
     total = row.new_zeros(())
     parts = torch.split_with_sizes(row, [parameter.numel() for parameter in parameters])
     # By backward and not by autograd.grad, which reentrant activation checkpointing refuses.
@@ -81,26 +90,22 @@ def add_batch_gradient(
         for parameter, part in zip(parameters, parts, strict=True):
             fits = parameter.dtype == row.dtype and parameter.device == row.device
             parameter.grad = part.view_as(parameter) if fits else None
-        for loss in _losses(strategy, batch, half):
-            loss.backward()  # type: ignore[no-untyped-call]
-            total = total + loss.detach().reshape(())  # Avalanche's own have a dimension
+        for value in losses:
+            value.backward()  # type: ignore[no-untyped-call]
+            total = total + value.detach().reshape(())  # Avalanche's own have a dimension
         into_row(row, [parameter.grad for parameter in parameters], parameters)
     return total
 
 
 def _write_without_hooks(
-    strategy: Strategy,
-    batch: Batch,
-    parameters: Sequence[nn.Parameter],
-    row: Tensor,
-    half: bool,
+    losses: Iterator[Tensor], parameters: Sequence[nn.Parameter], row: Tensor
 ) -> Tensor:
     # Any backward pass runs the wrapper's hooks on the parameters, by which it knows what the next
     # step uses: heads of other tasks would get a gradient of zeros, and decay.
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     total = row.new_zeros(())
     with torch.enable_grad():
-        for loss in _losses(strategy, batch, half):
+        for loss in losses:
             gradients = iter(torch.autograd.grad(loss, trained, allow_unused=True))
             own = [next(gradients) if p.requires_grad else None for p in parameters]
             add_to_row(row, own, parameters)
@@ -108,13 +113,13 @@ def _write_without_hooks(
     return total
 
 
-def _losses(strategy: Strategy, batch: Batch, half: bool) -> Iterator[Tensor]:
+def _losses(strategy: Strategy, batch: Batch, half: bool, loss: BatchLoss) -> Iterator[Tensor]:
     """Yield the losses whose sum is that on `batch`: one, or one for each sample."""
     if not isinstance(batch, OneByOne):
-        yield batch_loss(strategy, batch, half=half)
+        yield loss(strategy, batch, half=half)
         return
     for sample in batch:
-        yield batch_loss(strategy, sample, half=half) / len(batch)
+        yield loss(strategy, sample, half=half) / len(batch)
 
 
 @contextmanager

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avalanche_mgem.arguments import positive_int
-from avalanche_mgem.bridge.batches import write_batch_gradient
+from avalanche_mgem.bridge.batches import BatchLoss, batch_loss, write_batch_gradient
 from avalanche_mgem.bridge.collation import Collate, batches_of, collate_of, view
 from avalanche_mgem.bridge.distributed import average_rows, own_part
 from avalanche_mgem.bridge.fields import Batch
+from avalanche_mgem.bridge.probe_head import LEAST_SAMPLES, fitted_head, loss_behind
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.model.distributed import first_of_all, n_processes, unwrapped
 from avalanche_mgem.model.freezing import restored_buffers
 from avalanche_mgem.model.gradients import positions
+from avalanche_mgem.model.lazy import uninitialized
 from avalanche_mgem.model.randomness import RandomStream
 
 
@@ -49,10 +52,12 @@ class GradientProbe:
         dataset: Any,
         names: Sequence[str],
         collate: Collate | None = None,
+        *,
+        heads: Sequence[str] | None = None,
     ) -> dict[str, Tensor]:
         """Return the mean gradient of the named parameters, zero where one is unused.
 
-        Of all processes.
+        Of all processes. Parameters of lazy layers that have no shape yet are left out.
 
         Float32, or float64 where a parameter is, on the model's device.
 
@@ -63,9 +68,18 @@ class GradientProbe:
             names: of the parameters.
             collate: makes batches of the samples; None: that of the strategy's loader, where it has
                 one, or of the data set. What makes no batch together goes one by one.
+            heads: the model's output heads: the loss is then the mean cross-entropy behind another
+                head in their place, fitted to the same minibatches, of which there are as many more
+                as make 400 samples; see `avalanche_mgem.restriction.ridge_head`. None: the loss is
+                the strategy's own.
+
+        Raises:
+            ValueError: with heads, no head can be fitted; a lazy layer would draw its weights.
         """
         model = unwrapped(strategy.model)
+        waiting = uninitialized(model)
         named = dict(model.named_parameters())
+        names = [name for name in names if name not in waiting]
         parameters = [named[name] for name in names]
         wide = any(p.dtype == torch.float64 for p in parameters)
         row = torch.empty(
@@ -78,22 +92,41 @@ class GradientProbe:
         size = strategy.train_mb_size * n_processes()
         self._random = first_of_all(self._random)  # so that all draw the same minibatches
         with restored_buffers(model), self._random.active(row.device):
-            for batch, own in self._drawn(dataset, size, collate):
-                write_batch_gradient(strategy, batch, parameters, row)
+            drawn: Iterable[tuple[Batch, int]] = self._drawn(dataset, size, collate, heads)
+            loss: BatchLoss = batch_loss
+            if heads is not None:
+                drawn = list(drawn)  # they pass the model twice
+                fitted = fitted_head(strategy, [batch for batch, _ in drawn], heads)
+                loss = partial(loss_behind, head=fitted, heads=heads)
+            for batch, own in drawn:
+                write_batch_gradient(strategy, batch, parameters, row, loss=loss)
                 mean += row
                 count += 1
                 samples = own
+        _require_drawn(model, waiting)
         mean /= max(count, 1)
         average_rows(mean[None], [samples])
         parts = zip(names, positions(parameters), parameters, strict=True)
         return {name: mean[columns].view_as(p) for name, columns, p in parts}
 
-    def _drawn(self, dataset: Any, size: int, collate: Collate) -> Iterator[tuple[Batch, int]]:
+    def _drawn(
+        self, dataset: Any, size: int, collate: Collate, heads: Sequence[str] | None
+    ) -> Iterator[tuple[Batch, int]]:
         """Yield this process's part of each minibatch of `size` samples, and how many they are."""
         dataset = view(dataset, "train")
-        size = min(size, len(dataset))
+        size = max(min(size, len(dataset)), 1)
+        wanted = self.batches if heads is None else max(self.batches, -(-LEAST_SAMPLES // size))
         chosen = torch.randperm(len(dataset)).tolist()
-        for start in range(0, min(self.batches, len(dataset) // max(size, 1)) * size, max(size, 1)):
+        for start in range(0, min(wanted, len(dataset) // size) * size, size):
             indices = chosen[start : start + size]
             own = indices[own_part(len(indices)) or slice(None)]
             yield batches_of([[dataset[index] for index in own]], collate)[0], len(own)
+
+
+def _require_drawn(model: nn.Module, waiting: Sequence[str]) -> None:
+    """Raise ValueError where a lazy layer has got its shape since, and drawn its weights."""
+    if len(uninitialized(model)) < len(waiting):
+        raise ValueError(
+            f"{waiting[0]} of a lazy layer had no shape when the gradient of a task was to be "
+            "measured, which would have drawn its weights: run a batch through the model first"
+        )

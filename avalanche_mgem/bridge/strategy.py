@@ -28,6 +28,10 @@ class Clock(Protocol):
         """Experiences trained so far; of an online stream, sub-experiences."""
 
     @property
+    def train_exp_epochs(self) -> int:
+        """Epochs of this experience that have ended."""
+
+    @property
     def train_exp_iterations(self) -> int:
         """Iterations of this experience."""
 
@@ -45,6 +49,7 @@ class Strategy(Protocol):
     current_eval_stream: Any
     dataloader: Any
     train_mb_size: int
+    train_epochs: int
     clock: Clock
     mbatch: Any
     mb_output: Any

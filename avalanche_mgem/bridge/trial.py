@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from avalanche_mgem.model.distributed import unwrapped
 from avalanche_mgem.model.freezing import restored_buffers
 from avalanche_mgem.model.lazy import uninitialized
 from avalanche_mgem.model.randomness import preserved_random_state
+
+T = TypeVar("T")
 
 _SAMPLES = 8  # enough that some differ in size where many do
 
@@ -87,6 +89,20 @@ def try_probe(strategy: Strategy) -> None:
     _, error = _attempt(strategy, "train")
     if error is not None:
         raise ValueError(f"no batch can be made of the samples to probe: {error}") from error
+
+
+def tried_on_samples(strategy: Strategy, function: Callable[[Batch], T]) -> T:
+    """Return what a function of a batch of a few samples returns; nothing of the run changes by it.
+
+    No gradient is recorded in it. Of samples that make no batch together it is given one.
+
+    Args:
+        strategy: at the start of an experience.
+        function: may run the model.
+    """
+    batch = _batch(strategy, "train", _SAMPLES)
+    with _unchanged(unwrapped(strategy.model)):
+        return function(batch[0] if isinstance(batch, OneByOne) else batch)
 
 
 def _attempt(strategy: Strategy, transform: Transform) -> tuple[Batch | None, Exception | None]:

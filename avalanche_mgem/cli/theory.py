@@ -40,7 +40,7 @@ def theory(
     *,
     log: LogOptions,
 ) -> None:
-    """Draw what two linear tasks forget as more or less is trained: closed form and simulation."""
+    """Draw what linear tasks forget as more is trained, or goes farther: theory and simulation."""
     with errors_told(), log_lines(log.verbose):
         from avalanche_mgem.theory import TwoTasks, frozen
 
@@ -48,7 +48,9 @@ def theory(
         frozen(TwoTasks(**vars(tasks)))
         positive_int("seed", seed, minimum=0)
         positive_int("runs", runs, minimum=2)
+        from avalanche_mgem.report.figures.magnitudes import draw_magnitudes
         from avalanche_mgem.report.figures.theory import draw_theory
 
-        for file in draw_theory(out, **vars(tasks), runs=runs, seed=seed):
-            typer.echo(file)
+        for draw in (draw_theory, draw_magnitudes):
+            for file in draw(out, **vars(tasks), runs=runs, seed=seed):
+                typer.echo(file)

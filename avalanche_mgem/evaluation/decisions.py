@@ -32,7 +32,8 @@ class DecisionMetric(PluginMetric):
     """How alike successive tasks are, and which modules trained on each.
 
     Emitted after each experience in which something was decided, as of its last decision:
-    `Hybrid_Similarity`, of the gradients of the two tasks, where they were compared;
+    `Hybrid_Similarity`, of the gradients of the two tasks, where they were compared, and
+    `Hybrid_RidgeHead`, 1 where they were taken behind a fitted head and 0 behind the model's own;
     `Hybrid_Similarity/.../MODULE`, that of each module; `Hybrid_ModulesTrained`, how many modules
     trained; and `Hybrid_Modules`, a picture of all decisions so far: tasks run across, modules up
     to the output. Output heads, which always train, are no modules.
@@ -82,6 +83,7 @@ class DecisionMetric(PluginMetric):
         values: dict[str, Any] = {"ModulesTrained": float(len(decision.trained))}
         if decision.similarity is not None:
             values["Similarity"] = decision.similarity
+            values["RidgeHead"] = float(decision.probe_head == "ridge")
         if self._modules:
             each = decision.module_similarities
             values |= {f"Similarity/{name}": value for name, value in each.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,8 @@ from avalanche_mgem.results.describe import describe
 JOINT = "+"
 
 _LORA = (known.LORA_PLUGIN, known.INCLORA_PLUGIN, known.OLORA_PLUGIN)
+# What of a hybrid's settings scales steps.
+_SCALING = ("magnitude_decay", "low_magnitude", "magnitude")
 # Of the paper (arXiv 2406.17245): less is masked where something else holds the model as well.
 _MASKED_BESIDE = ((known.OLORA_PLUGIN, 0.1), (known.REPLAY_PLUGIN, 0.4))
 
@@ -148,11 +150,12 @@ class Combination:
 def combined(name: str, methods: Sequence[Method]) -> Method:
     """Return the method that has the plugins of all `methods`, under the name `name`.
 
-    Adapters come first, because they add parameters; then what has a memory or a penalty; then what
-    projects the gradient, mGEM behind GEM and A-GEM; MIGU last, so that nothing moves what it holds
-    still. The settings are those of the methods, but for MIGU's mask_fraction: beside replay or
-    O-LoRA it is the paper's for that. A setting that several of them have goes by method and name,
-    as "mgem-d.seed".
+    Adapters come first, because they add parameters; then what has a memory or a penalty, or scales
+    steps; then what projects the gradient, mGEM behind GEM and A-GEM; MIGU last, so that nothing
+    moves what it holds still. The settings are those of the methods, but for two: MIGU's
+    mask_fraction, which beside replay or O-LoRA is the paper's for that, and mGEM's restrict, which
+    is "update" behind a hybrid that scales steps: a restricted gradient may leave the cone when its
+    step is scaled. A setting that several of them have goes by method and name, as "mgem-d.seed".
 
     Raises:
         ValueError: a method that is no plugin to plain training, a plugin that comes twice.
@@ -167,7 +170,7 @@ def combined(name: str, methods: Sequence[Method]) -> Method:
         for own, value in method.settings.items()
     }
     description = " and ".join(method.name for method in methods) + " together"
-    settings = {**settings, **_less_masked(parts)}
+    settings = {**settings, **_less_masked(parts), **_scaled_steps(owned.values())}
     return Method(name, strategy, settings, description, strategy.check)
 
 
@@ -183,7 +186,7 @@ def _parts(name: str, method: Method) -> tuple[Part, ...]:
         raise ValueError(
             f"methods: {name!r} cannot be had, because {method.name!r} is no plugin to plain "
             "training; what is: replay, ewc, si, lwf, agem, gem, initialized, frozen, hybrid, and "
-            "what begins with mgem or migu or ends with lora"
+            "what begins with mgem, migu or decay or ends with lora"
         )
     return (Part(method.name, plugin, method.check),)
 
@@ -225,3 +228,16 @@ def _less_masked(parts: Sequence[Part]) -> Mapping[str, float]:
         return {}
     beside = [share for kind, share in _MASKED_BESIDE if any(_is(part, kind) for part in parts)]
     return {"mask_fraction": beside[0]} if beside else {}
+
+
+def _scaled_steps(owned: Iterable[tuple[Part, Method]]) -> Mapping[str, str]:
+    """MGEM restricts updates where a hybrid scales them."""
+    by_kind = {
+        kind: method.settings
+        for part, method in owned
+        for kind in (known.HYBRID_PLUGIN, known.MGEM_PLUGIN)
+        if _is(part, kind)
+    }
+    hybrid = by_kind.get(known.HYBRID_PLUGIN, {})
+    scales = hybrid.get("mode") == "decay" or any(hybrid.get(name) for name in _SCALING)
+    return {"restrict": "update"} if scales and known.MGEM_PLUGIN in by_kind else {}

@@ -147,7 +147,9 @@ HYBRID_RULES: dict[str, Rule] = {
     "granularity": _choice("model", "module"),
     "metric": Choice(("cosine", "sign"), or_callable=True),
     "reference": _choice("end", "start"),
+    "probe_head": _choice("own", "ridge", "auto"),
     "probe_batches": _whole(),
+    "head_epochs": _whole(0),
     "decide_every": _optional(_whole()),
 }
 LORA_RULES: dict[str, Rule] = {

@@ -66,6 +66,20 @@ def check_modules(modules: object) -> None:
         )
 
 
+def own_modules(modules: Modules) -> Modules:
+    """Return modules that no caller can change any more.
+
+    Raises:
+        ValueError: what can be known to be wrong without a model.
+    """
+    check_modules(modules)
+    if modules is None or callable(modules):
+        return modules
+    if isinstance(modules, Mapping):
+        return {name: tuple(patterns) for name, patterns in modules.items()}
+    return tuple(modules)
+
+
 def find_blocks(
     model: nn.Module,
     modules: Modules = None,

@@ -67,6 +67,17 @@ def check_heads(heads: Heads) -> None:
         as_list("heads", heads, str, what="None, a name or pattern, or a list of them")
 
 
+def own_heads(heads: Heads) -> Heads:
+    """Return names that no caller can change any more.
+
+    Raises:
+        ValueError: no names.
+    """
+    if heads is None or isinstance(heads, str):
+        return heads
+    return tuple(as_list("heads", heads, str, what="None, a string or a list of names"))
+
+
 def _has_layer(head: str, layers: Layers) -> bool:
     return any(inside(name, head) for name in layers)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -11,11 +11,18 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 
-from avalanche_mgem.arguments import as_list, finite, one_of, positive_int
+from avalanche_mgem.arguments import finite, one_of, positive_int
 from avalanche_mgem.bridge.beside import refuse_before_scaling, refuse_beside_cwr
 from avalanche_mgem.bridge.boundaries import Boundary, task_boundary
 from avalanche_mgem.bridge.changes import watch_minibatch
 from avalanche_mgem.bridge.collation import Collate, collate_of
+from avalanche_mgem.bridge.decisions import (
+    Magnitude,
+    Rule,
+    checked_decay,
+    step_factors,
+    step_magnitude,
+)
 from avalanche_mgem.bridge.distributed import require_unused
 from avalanche_mgem.bridge.epochs import forget_epoch, when_the_epoch_begins
 from avalanche_mgem.bridge.finite import all_finite
@@ -23,39 +30,32 @@ from avalanche_mgem.bridge.frozen import refuse_beside_frozen
 from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard, place
 from avalanche_mgem.bridge.optimizers import optimizers_of
 from avalanche_mgem.bridge.paths import forget_steps, show_gradients
+from avalanche_mgem.bridge.probe_head import Chosen, ProbeHead, choose_head
 from avalanche_mgem.bridge.probes import GradientProbe
 from avalanche_mgem.bridge.samples import require_samples
+from avalanche_mgem.bridge.shaped_step import ShapedStep
 from avalanche_mgem.bridge.strategy import Strategy
+from avalanche_mgem.bridge.trained_heads import TrainedHeads, require_head_epochs
 from avalanche_mgem.bridge.trial import require_positions, try_probe
-from avalanche_mgem.model.blocks import Blocks, Modules, check_modules, find_blocks
+from avalanche_mgem.model.blocks import Blocks, Modules, find_blocks, own_modules
 from avalanche_mgem.model.distributed import (
     first_of_all,
     require_whole_parameters,
     unwrapped,
 )
 from avalanche_mgem.model.freezing import Freezer, ModelReference
-from avalanche_mgem.model.heads import Heads, HeadWatch
-from avalanche_mgem.model.layers import gateable_layers
+from avalanche_mgem.model.heads import Heads, HeadWatch, own_heads
+from avalanche_mgem.model.layers import find_heads, gateable_layers
 from avalanche_mgem.model.lazy import uninitialized
-from avalanche_mgem.model.optimizers import moves_by_gradient_alone
-from avalanche_mgem.model.step_hold import StepHold, hold_rows
-from avalanche_mgem.model.step_scale import StepScale
-from avalanche_mgem.restriction.similarity import (
-    Decision,
-    Metric,
-    Schedule,
-    check_metric,
-    n_trained,
-    similarities,
-    trained_by_module,
-)
+from avalanche_mgem.restriction.similarity import Decision, Metric, Schedule, check_metric
 
 _LOG = logging.getLogger(__name__)
 
 Mode = Literal["adaptive", "frozen", "initialized", "decay"]
 Granularity = Literal["model", "module"]
-Magnitude = Callable[..., float]
 Reference = Literal["end", "start"]
+
+_PROBE_HEADS = ("own", "ridge", "auto")
 
 
 class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
@@ -94,7 +94,9 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         mode: "adaptive", as above. "frozen": `low` modules train on every task after the first.
             "initialized": all do, as without the plugin. "decay" (ours): all do, and
             `magnitude_decay` is 0.5 unless given. The last three measure no gradient.
-        threshold: of s; the cosines of successive tasks are often close to 0, see `last_decision`.
+        threshold: of s. 0 is as published, and in the midst of the noise: with one head for all
+            tasks, cosines of unrelated ones were seen from -.14 to .15 and of related ones from .34
+            to .91, which .2 to .3 separates. See `last_decision`.
         low: how many modules train on a task that is like the last one, the nearest to the output;
             0: the heads alone.
         high: how many train on one that is not; None: all.
@@ -112,9 +114,16 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         metric: "cosine" (as published), "sign" (ours: the share of positions of one sign minus that
             of opposite signs) or a callable of two vectors [P] that returns a number.
         reference: g_{t-1} is the gradient on the previous task's data at the "end" of that task, or
-            at its "start".
+            at its "start", which told no related task from an unrelated one on any stream seen.
+        probe_head: the head that g_t and g_{t-1} are taken behind. "own": the model's. "ridge"
+            (ours): one that is fitted in closed form to the features before the model's head, which
+            stays as it is, see `avalanche_mgem.restriction.ridge_head`; the loss is cross-entropy.
+            "auto": "ridge" where tasks have heads of their own, or one that grows, because the
+            cosine behind a head of random weights is noise; "own" where all share one, and where
+            the head does not classify, as one of tokens or pixels.
         probe_batches: g is the mean over so many minibatches of train_mb_size, or as many as the
-            data have, with the model as it is before training. They leave no trace in the run.
+            data have, with the model as it is before training; behind a fitted head, over 400
+            samples where that is more. They leave no trace in the run.
         magnitude_decay: p >= 0: the steps of what trains are multiplied by t^-p in the t-th task
             (without task boundaries: from the t-th decision on), those of the output heads are not.
             None: 0.5 with mode="decay", else 0, which leaves every bit as it is. It takes a copy of
@@ -123,6 +132,9 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
             the decision. 0: they are frozen.
         magnitude: in place of t^-p: a callable of `task`, t, and `similarity`, s or None, that
             returns a number >= 0.
+        head_epochs: ours: in so many epochs at the start of a task that has a new head, or one that
+            has grown, the heads train alone and all else is frozen. Not in the first task, and not
+            where a task's head has trained before.
         decide_every: iterations between two decisions, where a stream has no task boundaries: g_t
             is then taken on the data of the current sub-experience, and g_{t-1} is that of the last
             decision. Not used elsewhere.
@@ -157,10 +169,14 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
     """
 
     # Of checkpoints that are older.
+    probe_head: ProbeHead = "own"
+    _behind: Chosen | None = None  # the head that gradients are taken behind; None: not yet known
     magnitude_decay = low_magnitude = 0.0
     magnitude: Magnitude | None = None
+    head_epochs = 0
+    _heads_now: Sequence[str] = ()
+    _head_is_new = False  # whether the task at hand has a head that has not trained
     _ended = 0
-    _hold: StepHold | None = None  # in a step of an optimiser that may move what is frozen
 
     def __init__(
         self,
@@ -175,10 +191,12 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         heads: Heads = None,
         metric: Metric = "cosine",
         reference: Reference = "end",
+        probe_head: ProbeHead = "auto",
         probe_batches: int = 8,
         magnitude_decay: float | None = None,
         low_magnitude: float = 0.0,
         magnitude: Magnitude | None = None,
+        head_epochs: int = 0,
         decide_every: int | None = None,
         seed: int | None = None,
         on_nonfinite: OnNonFinite = "raise",
@@ -191,31 +209,20 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         self.threshold = finite("threshold", threshold)
         self.low = positive_int("low", low, minimum=0)
         self.high = None if high is None else positive_int("high", high)
-        if self.high is not None and self.high < self.low:
-            raise ValueError(f"high must be >= low, got low={low} and high={high}")
         self.schedule = cast(Schedule, one_of("schedule", schedule, ("hard", "graded")))
         self.granularity = one_of("granularity", granularity, ("model", "module"))
-        if schedule == "graded" and granularity == "module":
-            raise ValueError(
-                "schedule='graded' needs granularity='model': module by module, each trains or not"
-            )
-        check_modules(modules)
-        self.modules = _own_modules(modules)
-        self.heads = _own_heads(heads)
+        self.modules = own_modules(modules)
+        self.heads = own_heads(heads)
         check_metric(metric)
         self.metric: Metric = metric
+        self._rule()  # what does not go together is told now
         self.reference = one_of("reference", reference, ("end", "start"))
-        usual = 0.5 if mode == "decay" else 0.0
-        decay = usual if magnitude_decay is None else magnitude_decay
-        self.magnitude_decay = finite("magnitude_decay", decay, minimum=0.0)
-        self.low_magnitude = finite("low_magnitude", low_magnitude, minimum=0.0)
-        if self.low_magnitude > 1.0:
-            raise ValueError(f"low_magnitude must be in [0, 1], got {low_magnitude!r}")
-        if magnitude is not None and (isinstance(magnitude, type) or not callable(magnitude)):
-            raise ValueError(f"magnitude must be None or a callable, got {magnitude!r}")
-        if magnitude is not None and magnitude_decay is not None:
-            raise ValueError("magnitude_decay and magnitude: only one of them can be given")
+        self.probe_head = cast(ProbeHead, one_of("probe_head", probe_head, _PROBE_HEADS))
+        self.magnitude_decay, self.low_magnitude = checked_decay(
+            mode, magnitude_decay, low_magnitude, magnitude
+        )
         self.magnitude = magnitude
+        self.head_epochs = positive_int("head_epochs", head_epochs, minimum=0)
         self.decide_every = (
             None if decide_every is None else positive_int("decide_every", decide_every)
         )
@@ -224,7 +231,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         sequence = np.random.SeedSequence(torch.initial_seed() if seed is None else seed)
         self._probe = GradientProbe(probe_batches, int(sequence.generate_state(1)[0]))
         self._freezer = Freezer()
-        self._scale = StepScale()
+        self._step = ShapedStep()
         self._heads_seen = HeadWatch()
         self._heads_known: tuple[str, ...] | None = None  # by the last task that has ended
         self._watches = False  # for the next forward pass to show the heads
@@ -241,16 +248,22 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         self._now: dict[str, Tensor] = {}  # g_t, where the next task compares with it
         # The data of a task of which is not known whether it has ended, and its collate function.
         self._open: tuple[Any, Collate | None] | None = None
+        self._behind = None
         self._iterations = 0  # since the last decision
         self._ended = 0
         self._factors: dict[str, float] = {}  # of steps, by parameter, where they are not one
+        self._trained_heads = TrainedHeads()
 
     @property
     def _trains_all(self) -> bool:
         return self.mode in ("initialized", "decay")
 
+    @property
+    def _freezes(self) -> bool:
+        return not self._trains_all or self.head_epochs > 0
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({"_factors": {}, "_scale": StepScale(), **state})
+        self.__dict__.update({**_newer_state(), **state})
 
     def thaw(self, model: nn.Module) -> None:
         """Put back what an experience has frozen, as its end does."""
@@ -258,7 +271,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
 
     def before_training(self, strategy: Strategy, **kwargs: Any) -> None:
         """Thaw what an interrupted training left frozen; begin anew in a new strategy."""
-        if not self._trains_all:
+        if self._freezes:
             refuse_beside_frozen(strategy, self)
             refuse_beside_cwr(strategy, self, "chooses among the modules before the last layer")
         forget_epoch(strategy)
@@ -281,12 +294,12 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         """Check that the arguments fit the model and the stream."""
         require_whole_parameters(strategy.model, "HybridMagnitudePlugin")
-        if not self._trains_all:
+        if self._freezes:
             require_unused(strategy.model)
         if self._scales:
             refuse_before_scaling(strategy, self)
         self._is_new, self._waits = True, False
-        self._drop_hold()
+        self._step.drop()
         self._watches = self.heads is None
         self._guard.start(strategy, self, events=())  # what is frozen needs no gradient anyway
         self._boundary = task_boundary(strategy.experience)
@@ -296,6 +309,8 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
                 "decide_every must be a number of iterations for a stream without task boundaries, "
                 "got None"
             )
+        if self.head_epochs:
+            require_head_epochs(strategy, self.head_epochs, self._boundary)
         if self._boundary.starts or self.last_decision is None:
             self._blocks(unwrapped(strategy.model))
         if self.mode == "adaptive":
@@ -310,6 +325,9 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         starts = self._boundary.known and self._boundary.starts and is_new
         if starts or self.last_decision is None or self._is_due():
             self._decide(strategy)
+        if is_new and self.head_epochs:
+            self._heads_now = self._head_modules(strategy)
+            self._head_is_new = starts and self._trained_heads.has_new(strategy, self._heads_now)
         self._waits = True
         when_the_epoch_begins(strategy, self._epoch_begins)
 
@@ -340,32 +358,22 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         """Skip a step that is not finite; hold what is frozen where the optimiser may move it."""
         self._guard.watch(strategy)
         self._guard.allows(strategy)
-        self._drop_hold()
-        optimizers = optimizers_of(strategy)
-        frozen = self._freezer.frozen(unwrapped(strategy.model))
-        if frozen and not all(map(moves_by_gradient_alone, optimizers)):
-            self._hold = hold_rows(optimizers, (), {}, still=frozen, copy=True)
-        self._scale.start(self._scaled(unwrapped(strategy.model)))
+        model = unwrapped(strategy.model)
+        frozen, scaled = self._freezer.frozen(model), self._scaled(model)
+        self._step.begin(optimizers_of(strategy), frozen, scaled)
+        if self.head_epochs:
+            self._trained_heads.note(model, self._heads_now)
 
     def after_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """End the step."""
-        hold, self._hold = self._hold, None
-        if hold is not None:
-            hold.end()
-        self._scale.finish()
+        self._step.end()
         self._guard.close()
 
     def release_hooks(self) -> None:
         """Take off what a step that an error has ended has left."""
         super().release_hooks()
         self._heads_seen.close()
-        self._drop_hold()
-        self._scale.forget()
-
-    def _drop_hold(self) -> None:
-        hold, self._hold = self._hold, None
-        if hold is not None:
-            hold.remove()
+        self._step.drop()
 
     def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         """Decide in the midst of an epoch, where a stream has no task boundaries."""
@@ -411,6 +419,7 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         self._earlier, self._now = earlier, {}
         self._open, self._is_first = None, False
         self._ended += 1
+        self._trained_heads.end_task()
 
     def _check_probe(self, strategy: Strategy) -> None:
         """Refuse what would fail at the first gradient."""
@@ -423,6 +432,18 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
                 f"{waiting[0]} of a lazy layer waits for: run a batch through the model first"
             )
         try_probe(strategy)
+        if not waiting:
+            self._heads_behind(strategy)
+
+    def _heads_behind(self, strategy: Strategy) -> list[str] | None:
+        """Return the heads in whose place another is fitted; None: gradients are behind these."""
+        heads = self._head_modules(strategy)
+        if self._behind is None:  # once, since two gradients compare behind one kind of head
+            self._behind = first_of_all(choose_head(strategy, self.probe_head, heads))
+        return heads if self._behind == "ridge" else None
+
+    def _head_modules(self, strategy: Strategy) -> list[str]:
+        return find_heads(unwrapped(strategy.model), self.heads, self._heads_known)
 
     def _is_due(self) -> bool:
         every = self.decide_every
@@ -449,27 +470,13 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
     def _scales(self) -> bool:
         return self.magnitude is not None or self.magnitude_decay > 0.0 or self.low_magnitude > 0.0
 
-    def _next_magnitude(self, similarity: float | None) -> float:
-        task = self._ended + 1
-        if self.magnitude is None:
-            return float(task**-self.magnitude_decay)
-        return finite("magnitude", self.magnitude(task=task, similarity=similarity), minimum=0.0)
-
     def _factors_of(self, decision: Decision, blocks: Blocks) -> dict[str, float]:
         """What the steps of parameters are multiplied by, where that is not one."""
         if not self._scales:
             return {}
-        magnitude = self._next_magnitude(decision.similarity)
-        by_module = {
-            module: magnitude if module in decision.trained else self.low_magnitude
-            for module in decision.modules
-        }
-        return {
-            name: factor
-            for module, factor in by_module.items()
-            if factor != 1.0
-            for name in blocks.parameters[module]
-        }
+        task, similarity = self._ended + 1, decision.similarity
+        high = step_magnitude(task, similarity, self.magnitude_decay, self.magnitude)
+        return step_factors(decision, blocks, high, self.low_magnitude)
 
     def _scaled(self, model: nn.Module) -> list[tuple[nn.Parameter, float]]:
         """The parameters whose step is to be scaled, each with what by."""
@@ -485,27 +492,25 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
             return Decision(None, {}, names, names)
         if self.mode == "frozen":
             return Decision(None, {}, names[: self.low], names)
-        overall, each = similarities(gradient, self._earlier, blocks.parameters, self.metric)
-        high = len(names) if self.high is None else self.high
-        if overall is None:
-            trained = names
-        elif self.granularity == "module":
-            trained = trained_by_module(names, each, self.low, high, self.threshold)
-        else:
-            trained = names[: n_trained(overall, self.low, high, self.threshold, self.schedule)]
-        return Decision(overall, each, trained, names)
+        return self._rule().decide(blocks, gradient, self._earlier, self._behind)
+
+    def _rule(self) -> Rule:
+        by_module = self.granularity == "module"
+        return Rule(self.metric, self.threshold, self.low, self.high, self.schedule, by_module)
 
     def _epoch_begins(self, strategy: Strategy) -> None:
         if self._waits:
             self._freeze(strategy)
 
     def _freeze(self, strategy: Strategy) -> None:
-        """Freeze what the last decision left out; a module that came since trains."""
+        """Freeze what the last decision left out, or all; a module that came since trains."""
         self._waits = False
         decision = self.last_decision
         assert decision is not None
-        frozen = set(decision.modules).difference(decision.trained)
-        if not frozen or self.low_magnitude > 0.0:
+        frozen = set(decision.modules)
+        if not (self._head_is_new and strategy.clock.train_exp_epochs < self.head_epochs):
+            frozen -= {*decision.trained} if self.low_magnitude == 0.0 else frozen
+        if not frozen:
             return
         model = unwrapped(strategy.model)
         blocks = self._blocks(model)
@@ -531,15 +536,9 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
     def _gradient(
         self, strategy: Strategy, dataset: Any, blocks: Blocks, collate: Collate | None = None
     ) -> dict[str, Tensor]:
-        waiting = uninitialized(unwrapped(strategy.model))
-        named = [name for module in blocks.parameters.values() for name in module]
-        names = [name for name in named if name not in waiting]
-        gradient = self._probe.gradient(strategy, dataset, names, collate)
-        if len(uninitialized(unwrapped(strategy.model))) < len(waiting):
-            raise ValueError(
-                f"{waiting[0]} of a lazy layer had no shape when the gradient of a task was to be "
-                "measured, which would have drawn its weights: run a batch through the model first"
-            )
+        names = [name for module in blocks.parameters.values() for name in module]
+        heads = self._heads_behind(strategy)
+        gradient = self._probe.gradient(strategy, dataset, names, collate, heads=heads)
         if all_finite(gradient.values()):
             return gradient
         if self.on_nonfinite == "raise":
@@ -552,22 +551,11 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         return {}
 
 
+def _newer_state() -> dict[str, Any]:
+    """Return what a plugin of an older checkpoint has not got."""
+    return {"_factors": {}, "_step": ShapedStep(), "_trained_heads": TrainedHeads()}
+
+
 def _epoch_goes_on(strategy: Strategy) -> bool:
     """Whether a minibatch follows; if not, the next epoch's start can decide."""
     return bool(strategy.clock.train_epoch_iterations + 1 < len(strategy.dataloader))
-
-
-def _own_modules(modules: Modules) -> Modules:
-    """Return modules that no caller can change any more."""
-    if modules is None or callable(modules):
-        return modules
-    if isinstance(modules, Mapping):
-        return {name: tuple(patterns) for name, patterns in modules.items()}
-    return tuple(modules)
-
-
-def _own_heads(heads: Heads) -> Heads:
-    """Return names that no caller can change any more."""
-    if heads is None or isinstance(heads, str):
-        return heads
-    return tuple(as_list("heads", heads, str, what="None, a string or a list of names"))

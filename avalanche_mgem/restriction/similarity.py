@@ -32,12 +32,15 @@ class Decision:
         module_similarities: the same by module; without those that had nothing to compare.
         trained: the names of the modules that train, from the output side.
         modules: the names of all modules, from the output side.
+        probe_head: "own" or "ridge", the output head that both gradients were taken behind; None
+            where nothing was compared.
     """
 
     similarity: float | None
     module_similarities: dict[str, float]
     trained: tuple[str, ...]
     modules: tuple[str, ...]
+    probe_head: str | None = None
 
 
 def cosine(one: Tensor, other: Tensor) -> float:

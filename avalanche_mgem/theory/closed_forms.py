@@ -63,7 +63,7 @@ def frozen(tasks: TwoTasks) -> Outcome:
     Raises:
         ValueError: p2 <= n + 1.
     """
-    _require_frozen(tasks)
+    require_frozen(tasks)
     return outcome(tasks, 0)
 
 
@@ -101,7 +101,7 @@ def outcome(tasks: TwoTasks, moving: ArrayLike) -> Outcome:
     m = check_moving(tasks, moving)
     n, d2, sigma2 = tasks.n, tasks.distance**2, tasks.noise**2
     total, trained = tasks.p + tasks.p2, m + tasks.p2
-    shared, specific = _after_first(tasks)
+    shared, specific = after_first(tasks)
     moved, held = m / tasks.p * shared, (1 - m / tasks.p) * shared
     fitted_noise = n * (held + sigma2) / (trained - n - 1)
     forgetting = n / trained * (d2 - moved - specific) + fitted_noise
@@ -170,9 +170,9 @@ def crossing(tasks: TwoTasks) -> Array:
     Raises:
         ValueError: p2 <= n + 1.
     """
-    _require_frozen(tasks)
+    require_frozen(tasks)
     n, p2, total = tasks.n, tasks.p2, tasks.p + tasks.p2
-    shared, specific = _after_first(tasks)
+    shared, specific = after_first(tasks)
     sigma2 = tasks.noise**2
     # Per sample and at distance 0.
     of_frozen = (shared + sigma2) / (p2 - n - 1) - specific / p2
@@ -181,18 +181,31 @@ def crossing(tasks: TwoTasks) -> Array:
     return np.sqrt(np.where(squared >= 0, squared, np.nan))
 
 
-def _after_first(tasks: TwoTasks) -> tuple[Array, Array]:
+def after_first(tasks: TwoTasks) -> tuple[Array, Array]:
     """Return Eu and Eq."""
     n, total = tasks.n, tasks.p + tasks.p2
     u2, q2 = tasks.shared_norm**2, tasks.specific_norm**2
-    a = n * (n + 2) / (total * (total + 2))
-    b = n * (total - n) / (total * (total - 1) * (total + 2))
+    a, b = _entries(n, total)
     fitted_noise = n * tasks.noise**2 / (total - n - 1)
     own, spread = 1 - 2 * n / total + a - b, b * (u2 + q2) + fitted_noise / total
     return own * u2 + tasks.p * spread, own * q2 + tasks.p2 * spread
 
 
-def _require_frozen(tasks: TwoTasks) -> None:
+def block_moments(tasks: TwoTasks) -> tuple[Array, Array]:
+    """Return E tr and E tr of the square of the block of Pi that the shared parameters have."""
+    n, p, total = tasks.n, tasks.p, tasks.p + tasks.p2
+    a, b = _entries(n, total)
+    return n * p / total, p * a + p * (p - 1) * b
+
+
+def _entries(n: Array, total: Array) -> tuple[Array, Array]:
+    """Return a and b: the mean squares of an entry of Pi on its diagonal, and off it."""
+    a = n * (n + 2) / (total * (total + 2))
+    return a, n * (total - n) / (total * (total - 1) * (total + 2))
+
+
+def require_frozen(tasks: TwoTasks) -> None:
+    """Raise ValueError for tasks outside the domain of frozen training."""
     require_tasks(tasks)
     require("p2", tasks.p2, tasks.p2 > tasks.n + 1, "> n + 1 in frozen training", n=tasks.n)
 

@@ -58,14 +58,14 @@ def _row(method: str, by_method: Scores, reference: str) -> str:
     acc = [run.scores["acc"] for run in runs.values()]
     bwt = [run.scores["bwt"] for run in runs.values()]
     pairs = [runs[s].scores["acc"] - other[s].scores["acc"] for s in sorted(runs) if s in other]
-    difference = _shown(*mean_interval(pairs)) if pairs and method != reference else ""
+    difference = shown(*mean_interval(pairs)) if pairs and method != reference else ""
     return (
-        f"| {method} | {len(acc)} | {_shown(*mean_interval(acc))} | {_shown(*mean_interval(bwt))} "
+        f"| {method} | {len(acc)} | {shown(*mean_interval(acc))} | {shown(*mean_interval(bwt))} "
         f"| {min(acc):.3f} | {median(acc) - min(acc):.3f} | {difference} |"
     )
 
 
-def _shown(mean: float, half_width: float) -> str:
+def shown(mean: float, half_width: float) -> str:
     return f"{mean:.3f} ± {half_width:.3f}"
 
 

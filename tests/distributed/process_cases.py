@@ -76,6 +76,7 @@ EQUAL = {
     "mgem + migu, experts": lambda: Run(gated(), model=experts),
     "hybrid": lambda: Run(hybrid(threshold=-0.05), optimizer=momentum),
     "hybrid, from the start": lambda: Run(hybrid(threshold=-0.05, reference="start")),
+    "hybrid, fitted head": lambda: Run(hybrid(threshold=-2.0, probe_head="ridge")),
     "hybrid, by module": lambda: Run(hybrid(granularity="module", modules=["2*", "0*"])),
     "hybrid, frozen": lambda: Run(hybrid(mode="frozen"), optimizer=momentum),
     "mgem + migu, update": lambda: Run(gated(restrict="update"), optimizer=momentum),

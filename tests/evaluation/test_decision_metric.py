@@ -57,6 +57,7 @@ def test_what_is_emitted_after_each_experience():
     assert {name: len(each) for name, each in by_name.items()} == {
         f"Hybrid_ModulesTrained{path}": 3,
         f"Hybrid_Similarity{path}": 2,
+        f"Hybrid_RidgeHead{path}": 2,
         f"Hybrid_Similarity{path}/0": 2,
         f"Hybrid_Similarity{path}/2": 2,
         f"Hybrid_Modules{path}": 3,
@@ -64,6 +65,7 @@ def test_what_is_emitted_after_each_experience():
     assert by_name[f"Hybrid_ModulesTrained{path}"] == [2.0, 1.0, 1.0]
     assert all(type(value) is float for value in by_name[f"Hybrid_Similarity{path}"])
     assert by_name[f"Hybrid_Similarity{path}"][-1] == plugin.last_decision.similarity
+    assert by_name[f"Hybrid_RidgeHead{path}"] == [0.0, 0.0]
     assert metric.history[-1] is plugin.last_decision
     assert metric.result() == {
         "Hybrid_Similarity": pytest.approx(np.mean(by_name[f"Hybrid_Similarity{path}"])),
@@ -71,6 +73,13 @@ def test_what_is_emitted_after_each_experience():
     }
     metric.reset()
     assert metric.result() == {}
+
+
+def test_a_cosine_behind_a_fitted_head_says_so():
+    metric = DecisionMetric(modules=False, figure=False)
+    values = run(metric, [HybridMagnitudePlugin(probe_head="ridge", seed=0)])
+    behind = [value.value for value in values if value.name.startswith("Hybrid_RidgeHead")]
+    assert behind == [1.0, 1.0]
 
 
 def test_without_a_plugin_nothing_is_emitted():

@@ -217,6 +217,7 @@ MODELS = {
 }
 
 _NORM = array(1.0, 0, [0.5, 1], may=REAL)
+_MAGNITUDES = array(1.0, 0, [0.5, 1], may="0|1|0.0|-0.0|0.5|1e-320|Fraction|np.float32")
 THEORY = {
     "TwoTasks": Target(
         theory.TwoTasks,
@@ -253,6 +254,25 @@ THEORY = {
             "n": array(5, [5, 6], may="1|3|np.int64|np.uint8|2.0|2**70"),
             "xi": array(0.5, [0.5, 1], may=f"{REAL}|-1|-0.5"),
             "eta": _NORM,
+        },
+    ),
+    "scaled": Target(theory.scaled, {"tasks": TWO_TASKS, "magnitude": _MAGNITUDES}),
+    "optimal_magnitude": Target(theory.optimal_magnitude, {"tasks": TWO_TASKS}),
+    "sequence_errors": Target(
+        theory.sequence_errors, {"tasks": TWO_TASKS, "magnitudes": _MAGNITUDES, "kept": FLAG}
+    ),
+    "optimal_magnitudes": Target(
+        theory.optimal_magnitudes, {"tasks": TWO_TASKS, "n_tasks": SIZE, "kept": FLAG}
+    ),
+    "simulate_sequence": Target(
+        theory.simulate_sequence,
+        {
+            "tasks": TWO_TASKS,
+            "magnitudes": _MAGNITUDES,
+            "kept": FLAG,
+            "how": one_of("way", "steps"),
+            "runs": kind(2, np.int64(3), may="3|np.int64|np.uint8"),
+            "seed": kind(0, None, np.int64(3), may="None|0|1|3|2**70|10**400|np.int64|np.uint8"),
         },
     ),
     "simulate": Target(

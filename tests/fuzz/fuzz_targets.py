@@ -44,6 +44,7 @@ NOT_TRIED = {
     "RunResult": _RECORD,
     "PairedComparison": _RECORD,
     "AccuracyCurve": _RECORD,
+    "SequenceSimulation": _RECORD,
     "Simulation": _RECORD,
     "HubTask": "a row of a table; read_hub_task tells of what is wrong in it",
     "TextSample": "a named tuple; TextTask looks at its samples",

@@ -3,9 +3,11 @@
 import pickle
 
 import pytest
+import torch
 from avalanche.training import plugins
 from avalanche.training.supervised import Naive
 from run_cases import specification
+from tiny import Call, train
 
 from avalanche_mgem.experiment import METHODS, TEXT_METHODS, find_method
 from avalanche_mgem.experiment.checks import check_runs
@@ -13,7 +15,7 @@ from avalanche_mgem.experiment.run import SilentLogger, build_strategy
 from avalanche_mgem.huggingface.lora import LoRAPlugin, OLoRAPlugin
 from avalanche_mgem.methods.penalties import LwFPlugin, SynapticIntelligencePlugin
 from avalanche_mgem.methods.registry import parse_settings, select_methods
-from avalanche_mgem.plugins import MGEMPlugin, MIGUPlugin
+from avalanche_mgem.plugins import HybridMagnitudePlugin, MGEMPlugin, MIGUPlugin
 
 
 def strategy_of(name):
@@ -32,6 +34,10 @@ def strategy_of(name):
             "migu+gem+replay+olora",
             [OLoRAPlugin, plugins.ReplayPlugin, plugins.GEMPlugin, MIGUPlugin],
         ),
+        ("replay+decay", [plugins.ReplayPlugin, HybridMagnitudePlugin]),
+        ("mgem-d-auto+decay", [HybridMagnitudePlugin, MGEMPlugin]),
+        ("decay-1+mgem-p+migu", [HybridMagnitudePlugin, MGEMPlugin, MIGUPlugin]),
+        ("migu-update+decay", [HybridMagnitudePlugin, MIGUPlugin]),
         ("agem+ewc", [plugins.EWCPlugin, plugins.AGEMPlugin]),
         ("si+lora+lwf", [LoRAPlugin, SynapticIntelligencePlugin, LwFPlugin]),
     ],
@@ -70,6 +76,77 @@ def test_settings_reach_the_plugin_that_they_are_of():
 )
 def test_less_is_masked_where_something_else_holds_the_model(name, share):
     assert find_method(name).settings["mask_fraction"] == share
+
+
+@pytest.mark.parametrize(
+    ("name", "restrict"),
+    [
+        ("mgem-d-auto+decay", "update"),
+        ("decay-1+mgem-p", "update"),
+        ("mgem-d+hybrid", None),
+        ("mgem-d+initialized", None),
+    ],
+)
+def test_mgem_restricts_updates_behind_a_hybrid_that_scales_them(name, restrict):
+    assert find_method(name).settings.get("restrict") == restrict
+
+
+class Steps(plugins.SupervisedPlugin):
+    """Where the parameters were, and where they are after each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
+    def before_update(self, strategy, **kwargs):
+        self.before = {n: p.detach().clone() for n, p in strategy.model.named_parameters()}
+
+    def after_update(self, strategy, **kwargs):
+        task = strategy.clock.train_exp_counter + 1
+        named = strategy.model.named_parameters()
+        self.steps.append((task, {n: p.detach() - self.before[n] for n, p in named}))
+
+
+def test_mgems_cone_holds_for_the_step_that_decay_has_scaled():
+    strategy = strategy_of(find_method("mgem-d-auto+decay-1").variant(memory_strength=0.0))
+    mgem, looked = strategy.plugins[1], []
+    steps = Steps()
+
+    def look(strategy):
+        _, step = steps.steps[-1]
+        flat = torch.cat([value.flatten() for value in step.values()])
+        for row in mgem._matrix.rows[: len(mgem._bounds)]:
+            assert float(row @ -flat) >= -1e-4 * float(row.norm() * flat.norm()) - 1e-7
+            looked.append(row)
+
+    strategy.plugins += [steps, Call(after_update=look)]
+    train(strategy, specification().stream(0).train_stream)
+    assert len(looked) > 10
+
+
+@pytest.mark.parametrize("name", ["migu+decay", "migu-update+decay", "replay+decay"])
+def test_steps_of_the_body_shrink_beside_other_methods(name):
+    """The same model, in another task: what the first step would be is scaled by t^-p."""
+    lengths = {}
+    for exponent in (0.0, 1.0):
+        torch.manual_seed(7)
+        strategy = strategy_of(find_method(name).variant(magnitude_decay=exponent))
+        strategy.plugins.append(steps := Steps())
+        train(strategy, specification().stream(0).train_stream)
+        first = {}
+        for task, step in steps.steps:
+            first.setdefault(task, step)
+        lengths[exponent] = {
+            task: [float(value.norm()) for value in step.values()] for task, step in first.items()
+        }
+        if "migu" in name:
+            (layer, kept), *_ = strategy.plugins[1].last_mask.items()
+            moved = steps.steps[-1][1][f"{layer}.weight"].abs().sum(1) > 0
+            assert moved.any()
+            assert not (moved & ~kept).any()
+    # The second task begins where both are the same.
+    plain, scaled = lengths[0.0][2], lengths[1.0][2]
+    assert scaled == pytest.approx([0.5 * plain[0], 0.5 * plain[1], *plain[2:]], rel=1e-4)
 
 
 def test_a_setting_goes_by_its_own_name_where_it_can():
