@@ -150,7 +150,7 @@ class RestrictsByMemory(GuardsSteps):
         )
         if groups:
             with self._timed("memory"):
-                self._fill_rows(strategy, groups)
+                self._fill_rows(strategy, groups, iteration)
 
     def _start_step(self, strategy: Strategy) -> None:
         """Remember where a step begins (restrict="update")."""
@@ -279,11 +279,11 @@ class RestrictsByMemory(GuardsSteps):
             )
         return parameters
 
-    def _fill_rows(self, strategy: Strategy, groups: list[MemoryGroup]) -> None:
+    def _fill_rows(self, strategy: Strategy, groups: list[MemoryGroup], iteration: int) -> None:
         named = restricted_parameters(unwrapped(strategy.model))
         self._names, parameters = [name for name, _ in named], [p for _, p in named]
         self._restricted = self._partition(unwrapped(strategy.model), named)
-        held_out = self._probe.groups(self.memory, strategy.clock.train_iterations)
+        held_out = self._probe.groups(self.memory, iteration)
         self._matrix.fit(parameters, len(groups) + len(held_out), half=self._rows.half)
         rows = self._matrix.rows
         if self._rows.fill(strategy, groups, parameters, rows[: len(groups)]):
