@@ -118,7 +118,8 @@ def test_no_step_harms_the_memory(tmp_path, restrict, settings, accumulated, par
             at = torch.cat([torch.arange(s.start, s.stop) for s in module])
             for row in rows[:, at]:
                 size = float(row.norm() * step[at].norm())
-                assert float(row @ step[at]) >= -1e-4 * size
+                rounding = 1e-6 * float(row.norm())  # of the parameters, which are about 1
+                assert float(row @ step[at]) >= -1e-4 * size - rounding
     assert violated > 3
     assert [len(rows) for rows in note.rows] == [0] * 6 + [2] * 6 + [4] * 6
 
