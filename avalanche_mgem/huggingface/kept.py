@@ -11,7 +11,7 @@ import io
 import json
 import zlib
 from collections.abc import Mapping
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,20 @@ def keepable(arguments: Mapping[str, object]) -> tuple[dict[str, Any], list[str]
     kept: dict[str, Any] = {}
     objects = []
     for name, value in arguments.items():
-        number = isinstance(value, Real) and not isinstance(value, int)
         try:
-            kept[name] = json.loads(json.dumps(float(value) if number else value))
+            kept[name] = json.loads(json.dumps(value, default=_number))
         except TypeError:
             objects.append(name)
     return kept, objects
+
+
+def _number(value: object) -> int | float:
+    """Return one of NumPy's numbers, of which JSON knows nothing, as Python's own."""
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(f"{type(value).__name__} is no number")
 
 
 def attributes_in(checkpoint: Path, name: str) -> dict[str, Any]:

@@ -188,6 +188,14 @@ def test_a_resumed_trainer_is_the_uninterrupted_one_to_the_bit(tmp_path, argumen
     assert same(resumed.state_dict(), whole.state_dict())
 
 
+def test_numbers_of_numpy_are_kept_as_pythons_own():
+    mgem = MGEMCallback(np.int64(6), np.float32(0.5), memory_batch_size=np.uint8(2), ridge=0.1)
+    state = json.loads(json.dumps(mgem.state()))
+    again = MGEMCallback(**state["args"])
+    assert again.state()["args"] == state["args"]
+    assert state["attributes"]["objects"] == []
+
+
 def test_arguments_that_are_objects_are_not_restored_but_loaded(tmp_path):
     strength = PolyakStrength(maximum=0.5)
     mgem = MGEMCallback(6, strength, seed=1)
