@@ -93,7 +93,8 @@ class MGEMCallback(RestrictsByMemory, TrainerCallback, ExportableState):
         ImportError: transformers is older than 4.45.
     """
 
-    _strategy: TrainerStrategy | None = None  # the Trainer, while it trains
+    # The Trainer, while it trains: of a Strategy it has what gradients are measured by.
+    _strategy: Any = None
     _packed: tuple[int, str] | None = None  # the memory as text, of so many tasks
 
     def __init__(
@@ -221,7 +222,7 @@ class MGEMCallback(RestrictsByMemory, TrainerCallback, ExportableState):
         """Check that the arguments fit the model, the data set and the Trainer."""
         trainer = calling_trainer(self)
         _check(args, trainer)
-        strategy = TrainerStrategy(
+        strategy: Any = TrainerStrategy(
             trainer, kwargs["optimizer"], kwargs["train_dataloader"], self.tasks
         )
         require_whole_parameters(strategy.model, "MGEMCallback")
@@ -274,7 +275,7 @@ class MGEMCallback(RestrictsByMemory, TrainerCallback, ExportableState):
         self.tasks += 1
 
     @property
-    def _training(self) -> TrainerStrategy:
+    def _training(self) -> Any:
         if self._strategy is None:
             raise RuntimeError("MGEMCallback: a step, and no training has begun")
         return self._strategy

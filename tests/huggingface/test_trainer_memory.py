@@ -42,7 +42,7 @@ def vector(model):
     return torch.cat([p.detach().flatten() for p in moving(model)]).clone()
 
 
-def slow_rows(trainer, model, groups):
+def slow_rows(model, groups):
     """The gradient of the mean cross-entropy on each group, one after the other."""
     rows = []
     for group in groups:
@@ -87,7 +87,7 @@ def test_rows_are_those_of_the_plugin_on_the_same_exemplars(tmp_path, memory_gro
     plugin._compute_rows(strategy, groups, experience=1, iteration=0)
     assert note.rows[0].shape == plugin._matrix.rows.shape
     torch.testing.assert_close(note.rows[0], plugin._matrix.rows, rtol=0, atol=1e-6)
-    expected = slow_rows(None, copied, groups)
+    expected = slow_rows(copied, groups)
     torch.testing.assert_close(note.rows[0], expected, rtol=0, atol=1e-6)
 
 
@@ -355,6 +355,13 @@ def test_nothing_is_left_on_the_model_and_the_callback_pickles(tmp_path):
     )
 
 
+class Half(TrainerCallback):
+    """Stands for fp16=True, which no CPU trains in."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        args.fp16 = True
+
+
 class Stream(torch.utils.data.IterableDataset):
     """Has no positions."""
 
@@ -369,6 +376,8 @@ def test_what_it_cannot_restrict_is_refused_before_training(tmp_path):
         MGEMCallback(0)
     with pytest.raises(ValueError, match="an iterable data set has none"):
         train(tmp_path, make_model(), Stream(), MGEMCallback(2))
+    with pytest.raises(ValueError, match="use bf16=True"):
+        train(tmp_path, make_model(), make_task(), Half(), MGEMCallback(2))
     with pytest.raises(ValueError, match="does not go together with MIGUCallback"):
         train(tmp_path, make_model(), make_task(), MGEMCallback(2), MIGUCallback())
     with pytest.raises(ValueError, match=r"label_smoothing=0\.1 it cannot"):
