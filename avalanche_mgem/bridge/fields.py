@@ -90,6 +90,26 @@ def own_storage(batch: Batch) -> Batch:
     return batch
 
 
+def plain(batch: Batch) -> Batch:
+    """Return the batch in Python's own containers, as safe loaders of files know them.
+
+    Raises:
+        ValueError: a field is no tensor, number or string.
+    """
+    if isinstance(batch, Tensor):
+        return own_storage(batch)
+    if isinstance(batch, Mapping):
+        return {str(name): plain(field) for name, field in batch.items()}
+    if isinstance(batch, list | tuple):
+        return [plain(field) for field in batch]
+    if batch is None or isinstance(batch, str | int | float):
+        return batch
+    raise ValueError(
+        f"a batch has a field of type {type(batch).__name__}, which no checkpoint of a Trainer "
+        "keeps: let the collate function make tensors"
+    )
+
+
 def _field_by_field(batches: Sequence[Batch], function: Callable[[list[Batch]], Batch]) -> Batch:
     """A batch of the kind of the first, of what `function` makes of each field of all."""
     first = batches[0]

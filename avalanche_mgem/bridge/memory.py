@@ -16,8 +16,10 @@ from avalanche_mgem.bridge.collation import Collate, Transform, collate_of
 from avalanche_mgem.bridge.fields import (
     Batch,
     MemoryFormat,
+    OneByOne,
     in_format,
     own_storage,
+    plain,
     to_device,
 )
 from avalanche_mgem.bridge.pool import Pool
@@ -45,6 +47,17 @@ class MemoryGroup:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "batch": own_storage(self.batch)}
+
+    def state(self) -> dict[str, Any]:
+        """Return the group in Python's own types and tensors; see `plain`."""
+        one_by_one = isinstance(self.batch, OneByOne)
+        return {**vars(self), "batch": plain(self.batch), "one_by_one": one_by_one}
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> MemoryGroup:
+        """Return the group of a `state`."""
+        batch = OneByOne(state["batch"]) if state["one_by_one"] else state["batch"]
+        return cls(batch, state["share"], state["size"])
 
 
 class EpisodicMemory:
@@ -210,6 +223,27 @@ class EpisodicMemory:
             with self._reading():
                 self._open_groups = self._groups_of(self._split_positions())
         return self._open_groups
+
+    def state(self) -> dict[str, Any]:
+        """Return the closed tasks and the random states, of Python's own types and tensors.
+
+        Raises:
+            ValueError: a batch has a field of another type.
+        """
+        groups = [[group.state() for group in task] for task in self._tasks]
+        return {
+            "tasks": groups,
+            "random": self._random.bit_generator.state,
+            "augmentation": self._augmentation.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take the tasks and the random states of a `state`; forget a task that is open."""
+        self._tasks = [[MemoryGroup.of(group) for group in task] for task in state["tasks"]]
+        self._held_out = [None] * len(self._tasks)
+        self._random.bit_generator.state = state["random"]
+        self._augmentation.restore(state["augmentation"])
+        self._open, self._open_groups = Pool(self.transform), None
 
     def _groups_of(self, parts: list[NDArray[np.int64]]) -> list[MemoryGroup]:
         moved = (to_device(batch, self.device) for batch in self._open.batches(parts))

@@ -139,6 +139,15 @@ class MemoryRows:
         # Both are of objects by their identity, which a copy does not share.
         return {**vars(self), "_written": None, "_looked_at": None, "_losses": []}
 
+    def state(self) -> dict[str, Any]:
+        """Return where the random numbers stand, of Python's own types and tensors."""
+        return {"random": self._random.state(), "draws": self._draws.bit_generator.state}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Let the random numbers stand where those of a `state` stood."""
+        self._random.restore(state["random"])
+        self._draws.bit_generator.state = state["draws"]
+
     def loss(self, weights: Tensor) -> Tensor:
         """Return sum_k w_k L_k of the losses L_k that rows are the gradients of, float64, [].
 

@@ -43,7 +43,9 @@ class GatingMetric(PluginMetric):
 
     Emitted after each experience that had a plugin which shows a mask:
     `Gating_MaskedShare`, the share of the rows of all gated layers that was masked, the mean over
-    the iterations, with zero for those that masked nothing; and from the second experience on
+    the iterations, with zero for those that masked nothing; `Gating_GatedShare`, the share of the
+    model's trainable parameters that lies in gated layers at all, where the plugin has a
+    `last_account`; and from the second experience on
     `Gating_Overlap`, how many of its rows are those of the experience before, the mean over the
     layers (MIGU, arXiv 2406.17245, figure 5). The rows of an experience are those that the means
     of its iterations' scores keep, S_t, and a layer's overlap is |S_t and S_{t-1}| / |S_t|, in
@@ -137,6 +139,8 @@ class GatingMetric(PluginMetric):
         plugin = _source(strategy)
         if plugin is not None and means:
             values |= self._compare(means, plugin.mask_fraction)
+        if (found := getattr(plugin, "last_account", None)) is not None:
+            values["Gating_GatedShare"] = float(found.share)
         if self._histograms:
             values |= {f"Gating_Magnitudes/{name}": mean for name, mean in means.items()}
         return [_value(self, strategy, name, value) for name, value in values.items()]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from avalanche_mgem.huggingface.lora import IncLoRAPlugin, LoRAPlugin, OLoRAPlugin
     from avalanche_mgem.huggingface.losses import TokenLogits, TokenLoss
     from avalanche_mgem.huggingface.masked import MaskedLanguageModel, masked_language_model
+    from avalanche_mgem.huggingface.memory_callback import MGEMCallback
     from avalanche_mgem.huggingface.orthogonality import (
         OrthogonalityMetric,
         orthogonality_metrics,
@@ -50,6 +51,7 @@ __all__ = [
     "IncLoRAPlugin",
     "KeywordModel",
     "LoRAPlugin",
+    "MGEMCallback",
     "MIGUCallback",
     "MaskedLanguageModel",
     "OLoRAPlugin",
@@ -94,6 +96,7 @@ _find, __dir__ = public_names(
         "avalanche_mgem.huggingface.lora": ("IncLoRAPlugin", "LoRAPlugin", "OLoRAPlugin"),
         "avalanche_mgem.huggingface.losses": ("TokenLogits", "TokenLoss"),
         "avalanche_mgem.huggingface.masked": ("MaskedLanguageModel", "masked_language_model"),
+        "avalanche_mgem.huggingface.memory_callback": ("MGEMCallback",),
         "avalanche_mgem.huggingface.orthogonality": (
             "OrthogonalityMetric",
             "orthogonality_metrics",
@@ -114,7 +117,7 @@ _find, __dir__ = public_names(
 
 
 def __getattr__(name: str) -> object:
-    if name == "MIGUCallback":
+    if name in ("MGEMCallback", "MIGUCallback"):
         # A class of transformers' is underneath.
         for package in ("transformers", "accelerate"):
             require(package)

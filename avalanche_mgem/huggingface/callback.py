@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from avalanche_mgem.arguments import positive_int
+from avalanche_mgem.huggingface.calling import require_hook_before_step, require_whole_gradients
 from avalanche_mgem.model.distributed import require_in_step, require_whole_parameters
 from avalanche_mgem.model.fused import Fused
 from avalanche_mgem.model.gate import Freeze, RowGate, Score, Ungated
@@ -94,11 +94,7 @@ class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
         skip_tasks: int = 1,
         seed: int | None = None,
     ) -> None:
-        if not hasattr(TrainerCallback, "on_pre_optimizer_step"):
-            raise ImportError(
-                "MIGUCallback needs transformers >= 4.45: older Trainers call nothing between the "
-                "backward pass and the step"
-            )
+        require_hook_before_step("MIGUCallback")
         self._arguments: dict[str, Any] = {
             "target_modules": target_modules,
             "heads": heads,
@@ -257,15 +253,4 @@ def _check(args: Any, score: str) -> None:
             "torch_compile=True: a compiled model does not call the hooks that record outputs; "
             "train without it, or with another score than 'output'"
         )
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"MIGUCallback trains on one device in each process, got {args.n_gpu} GPUs: the copies "
-            "of the model on the others would record nothing; set CUDA_VISIBLE_DEVICES to one "
-            "device, or start a process for each with torchrun"
-        )
-    kind = AcceleratorState().distributed_type.value
-    if kind != "NO" and not kind.startswith("MULTI_"):
-        raise ValueError(
-            f"MIGUCallback needs whole parameters in every process, got {kind}: of sharded "
-            "parameters there are no whole rows; use DistributedDataParallel (no fsdp or deepspeed)"
-        )
+    require_whole_gradients(args, "MIGUCallback", "record nothing")

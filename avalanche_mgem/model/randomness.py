@@ -81,6 +81,18 @@ class RandomStream:
                 self._states[source] = _get_state(source)
                 _set_state(source, outside[source])
 
+    def state(self) -> dict[str, Any]:
+        """Return where it stands, of Python's own types and tensors."""
+        states = dict(self._states)
+        if "numpy" in states:
+            kind, keys, *rest = states["numpy"]
+            states["numpy"] = (kind, [int(key) for key in keys], *rest)
+        return {"seed": self._seed, "states": states}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Stand where a `state` was returned."""
+        self._seed, self._states = state["seed"], dict(state["states"])
+
 
 def _fresh_state(source: str, seed: int) -> Any:
     if source == "python":

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from avalanche.training.plugins import SupervisedPlugin
-from torch import Tensor, nn
 
-from avalanche_mgem.arguments import finite, one_of, positive_int
+from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.bridge.beside import refuse_before_projections, refuse_beside_packnet
 from avalanche_mgem.bridge.boundaries import task_boundary
 from avalanche_mgem.bridge.changes import watch_minibatch
@@ -21,61 +15,27 @@ from avalanche_mgem.bridge.classes import class_targets
 from avalanche_mgem.bridge.collation import Transform, collate_of
 from avalanche_mgem.bridge.distributed import samples_a_step
 from avalanche_mgem.bridge.fields import MemoryFormat
-from avalanche_mgem.bridge.finite import all_finite, row_reason, size_of
 from avalanche_mgem.bridge.forward import require_loss_of_past
 from avalanche_mgem.bridge.generalization import GeneralizationProbe
-from avalanche_mgem.bridge.memory import EpisodicMemory, MemoryGroup, Selection, Split
-from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard
-from avalanche_mgem.bridge.optimizers import optimizers_of
+from avalanche_mgem.bridge.memory import EpisodicMemory, Selection, Split
+from avalanche_mgem.bridge.nonfinite import OnNonFinite
+from avalanche_mgem.bridge.restricting import RestrictsByMemory, seeds_of
 from avalanche_mgem.bridge.rows import BatchNorm, MemoryPrecision, MemoryRows, Passes
 from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.bridge.size import check_size, rows_of_stream
-from avalanche_mgem.bridge.still import HoldsStill, Still, held_still
+from avalanche_mgem.bridge.still import HoldsStill
 from avalanche_mgem.bridge.strategy import Strategy
-from avalanche_mgem.bridge.strength import (
-    NO_BOUNDS,
-    Bounds,
-    as_strength,
-    rates_of_gradient,
-    require_polyak,
-)
+from avalanche_mgem.bridge.strength import require_polyak
 from avalanche_mgem.bridge.trial import require_positions, try_memory
 from avalanche_mgem.bridge.watch import Action, Order
-from avalanche_mgem.model.distributed import (
-    first_vector,
-    require_whole_parameters,
-    unwrapped,
-)
-from avalanche_mgem.model.gradients import GradientMatrix, positions, write_gradients
+from avalanche_mgem.model.distributed import require_whole_parameters, unwrapped
 from avalanche_mgem.model.lazy import uninitialized
-from avalanche_mgem.model.partition import (
-    NamedParameters,
-    ParameterGroups,
-    Partition,
-    PartitionCache,
-    Unassigned,
-    check_parameter_groups,
-    restricted_parameters,
-)
-from avalanche_mgem.model.snapshot import OptimizerSnapshot
-from avalanche_mgem.model.steps import StepRecorder, unmoved
-from avalanche_mgem.model.walking import named_parameters
-from avalanche_mgem.restriction import (
-    DiagonalSolver,
-    DualSolver,
-    PivotingSolver,
-    PolyakStrength,
-    Projection,
-    Schedule,
-)
-from avalanche_mgem.restriction.change import Change
-from avalanche_mgem.restriction.polyak import PolyakBounds
+from avalanche_mgem.model.partition import ParameterGroups, Unassigned, restricted_parameters
+from avalanche_mgem.restriction import DualSolver, PolyakStrength, Schedule
 from avalanche_mgem.restriction.rounds import Ridge
 
-_GEM_RIDGE = 1e-3
 
-
-class MGEMPlugin(GuardsSteps, SupervisedPlugin):
+class MGEMPlugin(RestrictsByMemory, SupervisedPlugin):
     """Restrict every update so that it does no harm to the memory of past tasks.
 
     Runs on `before_training_iteration` (the gradients of the memory), on `after_backward` (the
@@ -214,10 +174,6 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
             the minibatch by then.
     """
 
-    _change: Change | None = None
-    _projection: Projection | None = None
-    last_memory_strength: float | None = None
-
     def __init__(
         self,
         patterns_per_experience: int,
@@ -246,12 +202,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         seed: int | None = None,
         on_nonfinite: OnNonFinite = "raise",
     ) -> None:
-        super().__init__()
-        self.supports_distributed = True
-        self._guard = StepGuard(on_nonfinite)
-        if seed is not None:
-            positive_int("seed", seed, minimum=0)
-        seeds = np.random.SeedSequence(torch.initial_seed() if seed is None else seed).spawn(3)
+        seeds = seeds_of(seed)
         if generalization_every is not None:
             positive_int("generalization_every", generalization_every)
             if memory_selection == "ring":
@@ -259,69 +210,43 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
                     "generalization_every needs memory_selection 'random' or 'class-balanced', "
                     "which can tell what the memory does not hold"
                 )
-        self.memory = EpisodicMemory(
-            patterns_per_experience,
-            groups=memory_groups,
-            split=memory_split,
-            selection=memory_selection,
-            transform=memory_transform,
-            device=memory_device,
-            memory_format=memory_format,
-            held_out=generalization_every is not None,
-            seed=seeds[0],
+        super().__init__(
+            memory=EpisodicMemory(
+                patterns_per_experience,
+                groups=memory_groups,
+                split=memory_split,
+                selection=memory_selection,
+                transform=memory_transform,
+                device=memory_device,
+                memory_format=memory_format,
+                held_out=generalization_every is not None,
+                seed=seeds[0],
+            ),
+            rows=MemoryRows(
+                passes=memory_passes,
+                batch_size=memory_batch_size,
+                refresh_every=refresh_every,
+                batchnorm=memory_batchnorm,
+                precision=memory_precision,
+                memory_format=memory_format,
+                seed=seeds[1],
+            ),
+            probe=GeneralizationProbe(generalization_every, seeds[2]),
+            memory_strength=memory_strength,
+            parameter_groups=parameter_groups,
+            solver=solver,
+            restrict=restrict,
+            memory_strength_per=memory_strength_per,
+            ridge=ridge,
+            unassigned_parameters=unassigned_parameters,
+            unused_parameters=unused_parameters,
+            max_row_bytes=max_row_bytes,
+            on_nonfinite=on_nonfinite,
         )
-        self.memory_strength = as_strength(memory_strength)
-        check_parameter_groups(parameter_groups)
-        self.parameter_groups = parameter_groups
-        self.solver = _solver(solver)
-        self.restrict = one_of("restrict", restrict, ("gradient", "update"))
-        self.memory_strength_per = one_of(
-            "memory_strength_per", memory_strength_per, ("task", "row")
-        )
-        self.ridge = _ridge(ridge)
-        self.unassigned_parameters: Unassigned = unassigned_parameters
-        one_of("unassigned_parameters", unassigned_parameters, ("error", "free", "module"))
-        self.unused_parameters = one_of(
-            "unused_parameters", unused_parameters, ("exclude", "include")
-        )
-        self._rows = MemoryRows(
-            passes=memory_passes,
-            batch_size=memory_batch_size,
-            refresh_every=refresh_every,
-            batchnorm=memory_batchnorm,
-            precision=memory_precision,
-            memory_format=memory_format,
-            seed=_number(seeds[1]),
-        )
-        if max_row_bytes is not None:
-            positive_int("max_row_bytes", max_row_bytes)
-        self.max_row_bytes = max_row_bytes
-        self.last_generalization: dict[int, float] = {}
-        self.last_seconds: dict[str, float] = {}
-        self._probe = GeneralizationProbe(generalization_every, _number(seeds[2]))
-        self._matrix = GradientMatrix()
-        self._step = StepRecorder()
-        self._undo: OptimizerSnapshot | None = None  # of the step that is being taken
-        self._partitions = PartitionCache()
-        self._names: list[str] = []  # of the parameters behind the matrix
-        self._restricted = Partition((), (), 0)  # of those parameters
-        self._bounds = NO_BOUNDS
+        self.supports_distributed = True
         self._experience = -1
         self._boundaries_known = True
         self._waits_for_shapes = False  # of lazy layers, to check partition and size
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_projection": self.last_projection, "_change": None}
-
-    @property
-    def last_projection(self) -> Projection | None:
-        """What the last iteration's projection did; measured when it is first asked for."""
-        if self._change is not None:
-            projection = self._change.projection(self._restricted.names)
-            # The long vector may be the matrix's own memory.
-            self._projection = dataclasses.replace(projection, gradient=torch.empty(0))
-            self._change = None
-        return self._projection
 
     def after_train_dataset_adaptation(self, strategy: Strategy, **kwargs: Any) -> None:
         """Refuse an experience without samples."""
@@ -361,15 +286,11 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
     def before_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         """Compute one gradient for each group of the memory."""
         self._guard.open(strategy)
-        self._change = self._projection = self.last_memory_strength = None
-        self.last_seconds, self.last_generalization = {}, {}
         groups = self.memory.closed_groups()
         if not self._boundaries_known:
             groups = groups + self.memory.open_groups()
-        self._set_bounds(groups, strategy.clock.train_iterations)
-        if groups:
-            with self._timed("memory"):
-                self._fill_rows(strategy, groups)
+        experience, iteration = max(self._experience, 0), strategy.clock.train_iterations
+        self._compute_rows(strategy, groups, experience=experience, iteration=iteration)
 
     def after_backward(self, strategy: Strategy, **kwargs: Any) -> None:
         """Project the gradient (restrict="gradient")."""
@@ -387,85 +308,15 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         restricts = self.restrict == "gradient" and bool(self._bounds)
         again = Action(Order.PROJECT, self._restrict_again, argument="restrict='update'")
         self._guard.watch(strategy, *([again] if restricts else []))
-        if not self._guard.allows(strategy):
-            return
-        if self.restrict == "update" and self._bounds:
-            optimizers = optimizers_of(strategy)
-            self._step.start(self._parameters(unwrapped(strategy.model)), optimizers)
-            if self.on_nonfinite == "skip":
-                self._undo = OptimizerSnapshot(*optimizers)
+        if self._guard.allows(strategy):
+            self._start_step(strategy)
 
     def after_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """Project the step that the optimiser took (restrict="update")."""
-        if self.restrict == "update" and self._bounds and not self._guard.skips:
-            with self._timed("projection"):
-                self._restrict_step(strategy)
+        if not self._guard.skips:
+            self._restrict_step(strategy)
         self._undo = None
         self._guard.close()
-
-    def _restrict_again(self, strategy: Strategy, loss: Any) -> None:
-        """Project a gradient that the step has made itself."""
-        if not self._guard.skips:
-            self._restrict_gradient(strategy)
-
-    def _restrict_gradient(self, strategy: Strategy) -> None:
-        try:
-            if self._project_gradient(strategy, looks=True):
-                self._guard.saw()
-                return
-        except FloatingPointError:
-            pass  # the guard says of what
-        if not self._guard.allows(strategy):
-            return
-        try:
-            self._project_gradient(strategy)
-        except FloatingPointError as error:
-            self._guard.refuse(strategy, error, self._row_reason(strategy))
-
-    def _project_gradient(self, strategy: Strategy, *, looks: bool = False) -> bool:
-        """Project the gradient; return whether that was done.
-
-        looks: also whether losses and all gradients are finite, in place of the guard. Not done
-        where the guard must look.
-        """
-        parameters = self._parameters(unwrapped(strategy.model))
-        held, optimizers = held_still(strategy, of="gradient"), optimizers_of(strategy)
-        exclude = self.unused_parameters == "exclude"
-        still = [
-            name in held.parameters or (unmoves and exclude)
-            for name, unmoves in zip(self._names, unmoved(parameters, optimizers), strict=True)
-        ]
-        gradients = [None if s else p.grad for p, s in zip(parameters, still, strict=True)]
-        covered = self._covered(parameters, gradients, held)
-        numbers = self._guard.outside(strategy, optimizers, covered)
-        if looks and numbers is None:
-            return False
-        where, alongside = self._matrix.gradient.device, None
-        if looks and numbers:
-            if where.type != "cpu":  # what is waited for is waited for once
-                alongside = size_of(numbers).reshape(1).to(where)
-            elif not all_finite(numbers):
-                return False
-        with self._timed("projection"):
-            asks = self._bounds.needs_rate
-            rate = rates_of_gradient(strategy, parameters, where) if asks else 1.0
-            bounds = self._bounds.at(self._rows, rate)
-            projected = self._project(parameters, gradients, held, bounds, alongside)
-            if projected is not None:
-                write_gradients(parameters, projected, gradients)
-        return True
-
-    def _covered(
-        self, parameters: list[nn.Parameter], vectors: list[Tensor | None], held: Still
-    ) -> set[int]:
-        """The parameters, by their ids, whose gradients are finite if the dot products are."""
-        if held.rows or not self._restricted.is_whole:
-            return set()
-        return {
-            id(parameter)
-            for name, parameter, vector in zip(self._names, parameters, vectors, strict=True)
-            if vector is not None and name not in held.parameters
-        }
 
     def before_training_epoch(self, strategy: Strategy, **kwargs: Any) -> None:
         """Begin a pass of the memory's ring over the experience (memory_selection="ring")."""
@@ -484,62 +335,7 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         self.memory.observe_dataset(dataset, collate_of(strategy.dataloader, dataset))
         if task_boundary(strategy.experience).ends:
             self.memory.close_task()
-        self._bounds = NO_BOUNDS
-        self._step.forget()
-
-    def _restrict_step(self, strategy: Strategy) -> None:
-        parameters = self._parameters(unwrapped(strategy.model))
-        update = self._step.finish(parameters)
-        self._matrix.scale_rows(self._step.metric, parameters)
-        try:
-            held = held_still(strategy, of="update")
-            bounds = self._bounds.at(self._rows, self._step.rate)
-            projected = self._project(parameters, update, held, bounds)
-        except FloatingPointError as error:
-            self._step.undo(parameters)
-            if self._undo is not None:
-                self._undo.restore()
-            self._guard.refuse(strategy, error, self._row_reason(strategy))
-            return
-        if projected is not None:
-            self._step.redo(parameters, self._matrix.gradient, projected)
-
-    def _row_reason(self, strategy: Strategy) -> str | None:
-        columns = positions(self._parameters(unwrapped(strategy.model)))
-        return row_reason(
-            self._matrix.rows[: len(self._bounds)],
-            dict(zip(self._names, columns, strict=True)),
-            [len(groups) for groups in self.memory.closed_tasks()],
-        )
-
-    @contextmanager
-    def _timed(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.last_seconds[part] = time.perf_counter() - start
-
-    def _partition(self, model: nn.Module, named: NamedParameters | None = None) -> Partition:
-        return self._partitions.get(model, self.parameter_groups, self.unassigned_parameters, named)
-
-    def _parameters(self, model: nn.Module) -> list[nn.Parameter]:
-        """The parameters behind the matrix, whatever has been frozen since its rows were made."""
-        named = dict(named_parameters(model))
-        parameters = [named[name] for name in self._names if name in named]
-        if sum(p.numel() for p in parameters) != self._matrix.gradient.numel():
-            raise RuntimeError(
-                "the model's parameters changed between the memory's gradients and the update; a "
-                "plugin may freeze parameters there, but neither add nor replace them"
-            )
-        return parameters
-
-    def _set_bounds(self, groups: list[MemoryGroup], iteration: int) -> None:
-        self._bounds = Bounds(
-            self.memory_strength,
-            groups,
-            per_task=self.memory_strength_per == "task",
-            experience=max(self._experience, 0),
-            iteration=iteration,
-        )
+        self._end_experience()
 
     def _check_samples(self, strategy: Strategy, *, tries: bool) -> None:
         """Refuse what would fail when the task has been trained on."""
@@ -568,80 +364,3 @@ class MGEMPlugin(GuardsSteps, SupervisedPlugin):
         at_end = rows_of_stream(strategy.experience, closed, added)
         for rows, where in ((now, "this experience"), (at_end, "the stream's last experience")):
             check_size(rows, parameters, self.max_row_bytes, f"in {where}", half=self._rows.half)
-
-    def _fill_rows(self, strategy: Strategy, groups: list[MemoryGroup]) -> None:
-        named = restricted_parameters(unwrapped(strategy.model))
-        self._names, parameters = [name for name, _ in named], [p for _, p in named]
-        self._restricted = self._partition(unwrapped(strategy.model), named)
-        held_out = self._probe.groups(self.memory, strategy.clock.train_iterations)
-        self._matrix.fit(parameters, len(groups) + len(held_out), half=self._rows.half)
-        rows = self._matrix.rows
-        if self._rows.fill(strategy, groups, parameters, rows[: len(groups)]):
-            self._matrix.rows_are_new()
-        evaluated, half = self._rows.batchnorm == "evaluate", self._rows.half_passes(strategy)
-        own = rows[len(groups) :]
-        if self._probe.fill(strategy, held_out, parameters, own, evaluated=evaluated, half=half):
-            self._matrix.scale_as_the_others(len(groups), parameters)
-
-    def _project(
-        self,
-        parameters: list[nn.Parameter],
-        vectors: list[Tensor | None],
-        held: Still,
-        bounds: Tensor | PolyakBounds,
-        alongside: Tensor | None = None,
-    ) -> Tensor | None:
-        """Project and keep what it did; return the projected vector, or None if it is unchanged.
-
-        bounds, alongside: as of `Cone.project`.
-        """
-        self._matrix.set_gradient(vectors, parameters)
-        exclude = self.unused_parameters == "exclude"
-        # What will not move must be no part of the problem: a solution that counts on it leaves the
-        # cone as soon as the part of it that does not move is dropped.
-        where = dict(zip(self._names, positions(parameters), strict=True))
-        still = [
-            columns
-            for (name, columns), vector in zip(where.items(), vectors, strict=True)
-            if name in held.parameters or (exclude and vector is None)
-        ]
-        if held.rows:
-            shapes = dict(zip(self._names, (p.shape for p in parameters), strict=True))
-            for name, dims, rows_held in held.rows:
-                if name in where:
-                    self._matrix.hold_still(where[name], shapes[name], dims, rows_held)
-        is_gem = len(self._restricted.slices) == 1 and self.memory.groups == 1
-        automatic: Ridge = _GEM_RIDGE if is_gem else "relative"
-        cone = self._matrix.cone(
-            len(self._bounds),
-            self._partitions.moving(self._restricted, still),
-            self.solver,
-            automatic if self.ridge == "auto" else self.ridge,
-        )
-        self._projection = None
-        self._change = cone.project(bounds, alongside=alongside)
-        self.last_memory_strength = float(self._change.lower[0]) / self._bounds.weights[0]
-        after = self._change.after
-        if self._probe.measures:
-            rows = self._matrix.rows
-            self.last_generalization = self._probe.gaps(after, rows, self.memory, still)
-        return first_vector(after if self._change.violated else None, like=self._matrix.gradient)
-
-
-def _number(seed: np.random.SeedSequence) -> int:
-    return int(seed.generate_state(1)[0])
-
-
-def _solver(solver: str | DualSolver) -> DualSolver:
-    if callable(solver) and not isinstance(solver, str | type):
-        return solver
-    name = one_of("solver", solver, ("exact", "approximate"))
-    return PivotingSolver() if name == "exact" else DiagonalSolver()
-
-
-def _ridge(ridge: float | str) -> float | Literal["auto", "relative"]:
-    if isinstance(ridge, str) and ridge in ("auto", "relative"):
-        return ridge  # type: ignore[return-value]
-    if isinstance(ridge, str):
-        raise ValueError(f"ridge must be 'auto', 'relative' or a number > 0, got {ridge!r}")
-    return finite("ridge", ridge, minimum=0.0, above=True)

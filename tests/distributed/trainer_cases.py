@@ -1,7 +1,8 @@
-"""MIGU under transformers' Trainer in two processes, and in one."""
+"""MIGU and mGEM under transformers' Trainer in two processes, and in one."""
 
 import os
 import tempfile
+from functools import partial
 
 import torch
 import transformers
@@ -10,7 +11,7 @@ from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 
-from avalanche_mgem.huggingface import MIGUCallback
+from avalanche_mgem.huggingface import MGEMCallback, MIGUCallback
 from avalanche_mgem.model.distributed import n_processes, values_of_all
 
 WHOLE_BATCH = 8
@@ -47,9 +48,9 @@ class InOrder(Trainer):
         return SequentialSampler(self.train_dataset)
 
 
-def trained(folder, *, accumulated=1, **arguments):
-    """Train two tasks; return the parameters, the last mask and scores."""
-    model, migu = make_model(), MIGUCallback(0.4, **arguments)
+def trained(folder, make_callback, *, accumulated=1):
+    """Train two tasks; return the parameters, and the last mask or what the memory holds."""
+    model, callback = make_model(), make_callback()
     options = TrainingArguments(
         output_dir=folder,
         per_device_train_batch_size=WHOLE_BATCH // n_processes() // accumulated,
@@ -68,22 +69,31 @@ def trained(folder, *, accumulated=1, **arguments):
         use_cpu=True,
     )
     for _ in range(2):
-        InOrder(model=model, args=options, train_dataset=make_task(), callbacks=[migu]).train()
-    masks = {name: mask.tolist() for name, mask in migu.last_mask.items()}
-    return nn.utils.parameters_to_vector(model.parameters()).detach(), masks
+        InOrder(model=model, args=options, train_dataset=make_task(), callbacks=[callback]).train()
+    if isinstance(callback, MGEMCallback):
+        shown = [group.batch["input_ids"].tolist() for group in callback.memory.closed_groups()]
+    else:
+        shown = {name: mask.tolist() for name, mask in callback.last_mask.items()}
+    return nn.utils.parameters_to_vector(model.parameters()).detach(), shown
 
 
+# A memory that divides among two processes; a projection whose corners rounding does not move.
+MGEM = partial(MGEMCallback, 8, 0.5, seed=0)
 CASES = {
-    "gradient": {},
-    "update": {"freeze": "update"},
-    "accumulated": {"accumulated": 2},
+    "gradient": (partial(MIGUCallback, 0.4), {}),
+    "update": (partial(MIGUCallback, 0.4, freeze="update"), {}),
+    "accumulated": (partial(MIGUCallback, 0.4), {"accumulated": 2}),
+    "mgem": (MGEM, {}),
+    "mgem, update": (partial(MGEM, memory_groups=2, restrict="update"), {}),
+    "mgem, auto": (partial(MGEMCallback, 8, "auto", seed=0), {"accumulated": 2}),
 }
 
 
 def run(case):
     """The case in a folder of its own, which is gone afterwards."""
     with tempfile.TemporaryDirectory() as folder:
-        return trained(folder, **case)
+        make_callback, options = case
+        return trained(folder, make_callback, **options)
 
 
 def alone(rank):
@@ -99,11 +109,11 @@ def both(alone):
     """Each case in two processes, beside that of one."""
     results = {}
     for name, case in CASES.items():
-        vectors, masks = zip(*values_of_all(run(case)), strict=True)
-        results[name] = {"same": torch.equal(*vectors), "same_masks": masks[0] == masks[1]}
+        vectors, shown = zip(*values_of_all(run(case)), strict=True)
+        results[name] = {"same": torch.equal(*vectors), "same_shown": shown[0] == shown[1]}
         if name in alone:
-            vector, mask = alone[name]
+            vector, own = alone[name]
             results[name]["distance"] = float((vectors[0] - vector).norm() / vector.norm())
-            results[name]["mask"] = mask == masks[0]
+            results[name]["shown"] = own == shown[0]
     results["type"] = AcceleratorState().distributed_type.value
     return results

@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import Call, domain_stream, make_model, make_strategy, parameter_vector, train
 
+from avalanche_mgem import MIGUPlugin
 from avalanche_mgem.evaluation import GatingMetric, ShowsMask, gating_metrics
+from avalanche_mgem.model.layers import find_gated_layers
 from avalanche_mgem.restriction.rows import UNSEEN, kept_rows, kept_rows_of_layers
 
 WIDTHS = {"a": 8, "b": 8, "c": 5}
@@ -141,6 +143,17 @@ def test_experts_have_rows_each():
     for index in (1, 2):
         expected = int((rows[index] & rows[index - 1]).sum()) / int(rows[index].sum())
         assert keeper.of("Overlap", "e")[index - 1] == pytest.approx(expected)
+
+
+def test_the_gated_share_is_that_of_the_account():
+    migu = MIGUPlugin(0.5)
+    keeper, strategy = run([migu], GatingMetric())
+    shares = keeper.of("GatedShare")
+    gated = sum(
+        rows.parameter.numel() for layer in find_gated_layers(strategy.model) for rows in layer.rows
+    )
+    trainable = sum(p.numel() for p in strategy.model.parameters())
+    assert shares == [gated / trainable] * 3
 
 
 def test_without_a_heat_map_only_the_last_rows_are_remembered():

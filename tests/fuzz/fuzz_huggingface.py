@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Naive, Replay
-from fuzz_plugins import ANY_HEADS, MIGU
+from fuzz_plugins import ANY_HEADS, MGEM, MIGU
 from fuzz_pure import (
     ANY_STRING,
     FLAG,
@@ -27,6 +27,7 @@ from transformers import BertConfig, BertModel
 
 import avalanche_mgem.huggingface as hf
 from avalanche_mgem.huggingface.callback import MIGUCallback
+from avalanche_mgem.huggingface.memory_callback import MGEMCallback
 
 
 def _bert():
@@ -144,6 +145,13 @@ HUGGINGFACE = {
     "MIGUCallback": Target(
         MIGUCallback,
         {k: v for k, v in MIGU.items() if k in signature(MIGUCallback).parameters},
+    ),
+    "MGEMCallback": Target(
+        MGEMCallback,
+        {
+            "patterns_per_task": MGEM["patterns_per_experience"],
+            **{k: v for k, v in MGEM.items() if k in signature(MGEMCallback).parameters},
+        },
     ),
     "ParameterGroupsPlugin": Target(
         hf.ParameterGroupsPlugin, {"rule": kind(lambda model: [], may="a class|a function")}

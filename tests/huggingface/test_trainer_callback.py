@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import pickle
 import sys
 
@@ -13,6 +12,15 @@ import transformers
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from mixtures import NEEDS_EXPERTS, make_batch, make_mixture
+from trainer_runs import (  # own_environment is of every test here
+    KNOWN_WARNINGS,
+    hooks_of,
+    make_model,
+    make_task,
+    own_environment,  # noqa: F401
+    same,
+    train,
+)
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from avalanche_mgem import huggingface
@@ -21,11 +29,7 @@ from avalanche_mgem.model import kept_gradients
 from avalanche_mgem.model.layers import resolve_gated_layers
 from avalanche_mgem.restriction.rows import n_masked
 
-# The Trainer of transformers 4.47 itself calls what torch 2.5 warns of.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:`torch.cpu.amp.autocast:FutureWarning"),
-]
+pytestmark = KNOWN_WARNINGS
 
 T = 0.4
 # The older name of two is deprecated.
@@ -35,45 +39,6 @@ CHECKPOINTING = next(
     if name in TrainingArguments.__dataclass_fields__
 )
 LAYER = "roberta.encoder.layer.0.intermediate.dense"
-
-
-@pytest.fixture(autouse=True)
-def own_environment():
-    """Arguments of a Trainer set variables (precision, compiling) that all after it read."""
-    before = dict(os.environ)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
-
-
-def make_model(**settings):
-    torch.manual_seed(5)
-    config = transformers.RobertaConfig(
-        vocab_size=40,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=10,
-        max_position_embeddings=20,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        num_labels=3,
-        **settings,
-    )
-    return transformers.RobertaForSequenceClassification(config)
-
-
-def make_task(seed=0, size=16, length=7):
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, 40, (size, length), generator=generator)
-    mask = torch.arange(length) < torch.randint(3, length + 1, (size, 1), generator=generator)
-    ids[~mask] = 1
-    return [
-        {"input_ids": i, "attention_mask": m.long(), "labels": int(i[0]) % 3}
-        for i, m in zip(ids, mask, strict=True)
-    ]
 
 
 class Watch(TrainerCallback):
@@ -90,38 +55,6 @@ class Watch(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.steps.append((self.before, copy.deepcopy(kwargs["model"].state_dict())))
-
-
-def train(folder, model, task, *callbacks, trainer=Trainer, resume=None, **settings):
-    settings = {"max_steps": 4, "save_strategy": "no", "learning_rate": 0.01, **settings}
-    settings.setdefault("per_device_train_batch_size", 4)
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        weight_decay=0.1,
-        lr_scheduler_type="constant",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        logging_strategy="no",
-        **settings,
-    )
-    made = trainer(
-        model=model, args=arguments, train_dataset=task, eval_dataset=task, callbacks=[*callbacks]
-    )
-    made.train(resume_from_checkpoint=resume)
-    return made
-
-
-def hooks_of(model):
-    return sum(
-        len(hooks)
-        for module in model.modules()
-        for hooks in (module._forward_hooks, module._forward_pre_hooks)
-    )
-
-
-def same(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one.values(), other.values(), strict=True))
 
 
 @pytest.mark.parametrize("freeze", ["gradient", "update"])
