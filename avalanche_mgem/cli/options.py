@@ -170,6 +170,10 @@ class RunOptions:
         int | None,
         typer.Option(help="Worker processes; default: the cores; of text on an accelerator: 1."),
     ] = None
+    checkpoints: Annotated[
+        bool,
+        typer.Option(help="Save each run after each experience; after a stop it resumes there."),
+    ] = True
     out: Annotated[Path, typer.Option(help="Results folder.")] = Path("mgem-compare")
 
 

@@ -49,19 +49,31 @@ def available_cores() -> int:
 
 
 def run_here(
-    specifications: Mapping[str, RunSpecification], store: ResultStore, report: Report
+    specifications: Mapping[str, RunSpecification],
+    store: ResultStore,
+    report: Report,
+    *,
+    checkpoints: bool = True,
 ) -> Generator[Outcome, None, None]:
-    """Run one after the other in this process; yield (key, result or exception)."""
+    """Run one after the other in this process; yield (key, result or exception).
+
+    checkpoints: save each run after each experience, and resume those that are saved.
+    """
     _LOG.info("%d runs in this process", len(specifications))
     for key, specification in specifications.items():
         try:
-            yield key, _run_and_save(key, specification, store.folder, report)
+            yield key, run_and_save(key, specification, store.folder, report, checkpoints)
         except Exception as error:
             yield key, error
 
 
 def run_in_workers(
-    specifications: Mapping[str, RunSpecification], store: ResultStore, report: Report, jobs: int
+    specifications: Mapping[str, RunSpecification],
+    store: ResultStore,
+    report: Report,
+    jobs: int,
+    *,
+    checkpoints: bool = True,
 ) -> Generator[Outcome, None, None]:
     """Run in `jobs` processes; yield (key, result or exception) as they finish.
 
@@ -80,7 +92,7 @@ def run_in_workers(
     with _stopped_on_error(pool):
         with _interrupts_held_back():  # by the children, too, while they start
             futures = {
-                pool.submit(_run_in_worker, key, specification, store.folder): key
+                pool.submit(_run_in_worker, key, specification, store.folder, checkpoints): key
                 for key, specification in specifications.items()
             }
         pending: set[Future[RunResult]] = set(futures)
@@ -126,20 +138,34 @@ def _outcome(future: Future[RunResult]) -> RunResult | BaseException:
     return error or future.result()
 
 
-def _run_and_save(
-    key: str, specification: RunSpecification, folder: Path, report: Report
+def run_and_save(
+    key: str, specification: RunSpecification, folder: Path, report: Report, checkpoints: bool
 ) -> RunResult:
+    """Do a run, or what is left of it, and write its result into a results folder."""
+    from avalanche_mgem.checkpoint import CheckpointError
     from avalanche_mgem.experiment.run import run
 
     store = ResultStore(folder)
-    store.clear_unfinished(key)
-    result = run(
-        specification,
-        tensorboard=store.tensorboard(key),
-        metrics_csv=store.metrics_csv(key),
-        progress=lambda done: report(key, done),
-    )
+
+    def attempt() -> RunResult:
+        if not (checkpoints and store.has_checkpoint(key)):
+            store.clear_unfinished(key)
+        return run(
+            specification,
+            tensorboard=store.tensorboard(key),
+            metrics_csv=store.metrics_csv(key),
+            checkpoint=store.checkpoint(key) if checkpoints else None,
+            progress=lambda done: report(key, done),
+        )
+
+    try:
+        result = attempt()
+    except CheckpointError as error:
+        _LOG.warning("%s starts over: %s", key, error)
+        store.clear_unfinished(key)
+        result = attempt()
     store.save(key, result)
+    store.clear_checkpoint(key)
     return result
 
 
@@ -162,10 +188,13 @@ def _leave_with_parent() -> None:
         os._exit(1)
 
 
-def _run_in_worker(key: str, specification: RunSpecification, folder: Path) -> RunResult:
-    return _run_and_save(
-        key, specification, folder, lambda name, done: _report_queue.put((name, done))
-    )
+def _run_in_worker(
+    key: str, specification: RunSpecification, folder: Path, checkpoints: bool
+) -> RunResult:
+    def report(name: str, done: float) -> None:
+        _report_queue.put((name, done))
+
+    return run_and_save(key, specification, folder, report, checkpoints)
 
 
 @contextmanager

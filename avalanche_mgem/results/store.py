@@ -6,10 +6,11 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from avalanche_mgem.checkpoint.files import previous_of, remove_checkpoint
 from avalanche_mgem.files import is_unfinished, write_atomically
 from avalanche_mgem.results.result import RunResult
 
@@ -106,10 +107,27 @@ class ResultStore:
         """File of the run's scalar metrics."""
         return self.folder / "metrics" / f"{key}.csv"
 
+    def checkpoint(self, key: str) -> Path:
+        """File that a run resumes from after a stop."""
+        return self.folder / "checkpoints" / f"{key}.ckpt"
+
+    def has_checkpoint(self, key: str) -> bool:
+        """Whether there is a file that a run may resume from."""
+        path = self.checkpoint(key)
+        return path.exists() or previous_of(path).exists()
+
     def clear_unfinished(self, key: str) -> None:
-        """Remove the logs of a run that was stopped before it finished."""
+        """Remove the logs and the checkpoint of a run that was stopped before it finished."""
         shutil.rmtree(self.tensorboard(key), ignore_errors=True)
         self.metrics_csv(key).unlink(missing_ok=True)
+        self.clear_checkpoint(key)
+
+    def clear_checkpoint(self, key: str) -> None:
+        """Remove the checkpoint of a run, and the folder of checkpoints with the last of them."""
+        path = self.checkpoint(key)
+        remove_checkpoint(path)
+        with suppress(OSError):  # others are there, or there never was one
+            path.parent.rmdir()
 
     @property
     def _mark(self) -> Path:
