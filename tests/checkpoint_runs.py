@@ -25,8 +25,9 @@ from avalanche_mgem.checkpoint.files import previous_of
 from avalanche_mgem.checkpoint.random_states import random_states
 from avalanche_mgem.evaluation import AccuracyMatrix
 from avalanche_mgem.experiment import MLPFactory, Training, find_method
+from avalanche_mgem.experiment.building import build_strategy
 from avalanche_mgem.experiment.configuration import RunSpecification
-from avalanche_mgem.experiment.run import SilentLogger, build_strategy, quiet_avalanche
+from avalanche_mgem.experiment.run import SilentLogger, quiet_avalanche
 from avalanche_mgem.files import is_unfinished
 from avalanche_mgem.streams import permuted_stream
 

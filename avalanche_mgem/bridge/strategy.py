@@ -45,6 +45,7 @@ class Strategy(Protocol):
     current_eval_stream: Any
     dataloader: Any
     train_mb_size: int
+    train_epochs: int
     clock: Clock
     mbatch: Any
     mb_output: Any

@@ -15,7 +15,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 from avalanche.logging import TensorboardLogger
 from avalanche.models import DynamicModule
 from avalanche.training.determinism.rng_manager import RNGManager
@@ -34,15 +33,14 @@ from avalanche_mgem.evaluation import (
     RestrictionMetric,
     ScalarCSVLogger,
 )
-from avalanche_mgem.experiment.configuration import RunSpecification, Training
+from avalanche_mgem.experiment.building import build_strategy
+from avalanche_mgem.experiment.configuration import RunSpecification
 from avalanche_mgem.experiment.divergence import Divergence
-from avalanche_mgem.experiment.models import bound_to, criterion_of
 from avalanche_mgem.experiment.resuming import RunCheckpoints, RunRecord
 from avalanche_mgem.huggingface.generation import CausalAnswers, TextToText
 from avalanche_mgem.huggingface.orthogonality import OrthogonalityMetric
 from avalanche_mgem.model.randomness import preserved_random_state
 from avalanche_mgem.results.result import HeldOut, RunResult
-from avalanche_mgem.streams.text import LengthBuckets
 from avalanche_mgem.streams.validation import VALIDATION
 
 _LOG = logging.getLogger(__name__)
@@ -90,51 +88,6 @@ def run(
         _open_loggers(tensorboard, metrics_csv) as loggers,
     ):
         return _run(specification, loggers, progress, checkpoints)
-
-
-def build_strategy(specification: RunSpecification, scenario: Any, evaluator: Any) -> Any:
-    """Return the method's strategy with a new model for the scenario's samples and classes.
-
-    Raises:
-        ValueError: the model factory returns something else; what the strategy refuses.
-    """
-    training, method = specification.training, specification.method
-    factory = bound_to(specification.model, scenario)
-    model = factory(*shape_and_classes(scenario))
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model must return a torch.nn.Module, got {type(model).__name__}")
-    return method.strategy(
-        model=model,
-        optimizer=_optimizer(training, model),
-        criterion=criterion_of(factory),
-        train_mb_size=training.batch_size,
-        train_epochs=training.epochs,
-        eval_mb_size=training.eval_batch_size,
-        device=training.device,
-        evaluator=evaluator,
-        **_plugins(specification.training, specification.seed, scenario),
-        **method.resolved_settings(training.memory, len(scenario.train_stream)),
-    )
-
-
-def _plugins(training: Training, seed: int, scenario: Any) -> dict[str, Any]:
-    """The comparison's own plugins; none is said where there is none, for strategies of users."""
-    plugins: list[Any] = []
-    if training.length_buckets is not None:
-        plugins.append(LengthBuckets(window=training.length_buckets, seed=seed))
-    if training.eval_every is not None:
-        plugins.append(EvaluateEvery(training.eval_every, scenario.test_stream))
-    return {"plugins": plugins} if plugins else {}
-
-
-def _optimizer(training: Training, model: nn.Module) -> torch.optim.Optimizer:
-    rate, decay = training.learning_rate, training.weight_decay
-    if training.optimizer == "sgd":
-        momentum = training.momentum
-        return torch.optim.SGD(model.parameters(), rate, momentum=momentum, weight_decay=decay)
-    if training.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), rate, weight_decay=decay)
-    return torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
 
 
 @contextmanager
@@ -273,16 +226,6 @@ def _means(orthogonality: OrthogonalityMetric, *others: Any) -> dict[str, float]
     for metric in others:
         means |= metric.result()
     return {name: value for name, value in means.items() if math.isfinite(value)}
-
-
-def shape_and_classes(scenario: Any) -> tuple[tuple[int, ...], int]:
-    """Return what model factories are called with: a sample's shape and the number of classes."""
-    sample = scenario.train_stream[0].dataset[0][0]
-    # A small training stream may lack classes that are tested.
-    experiences = [*scenario.train_stream, *scenario.test_stream]
-    labels = (max(experience.classes_in_this_experience) for experience in experiences)
-    # A text is a mapping of token ids, whose number differs from text to text.
-    return tuple(getattr(sample, "shape", ())), int(max(labels)) + 1
 
 
 @dataclass(frozen=True)

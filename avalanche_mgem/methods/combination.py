@@ -71,12 +71,15 @@ class Combination:
     alone has goes by its name ("mask_fraction"); where several have one of that name, by the part's
     and its own ("mgem-d.seed").
 
+    base: called in place of Naive, a subclass of it.
+
     Raises:
         ValueError: what the plugins raise; of a setting that several parts have, the message begins
             with the part's name.
     """
 
     parts: tuple[Part, ...]
+    base: Callable[..., Any] = known.NAIVE
 
     def __call__(self, *, plugins: Any = (), **arguments: Any) -> Any:
         """Return a strategy; further plugins come after those of the parts."""
@@ -85,7 +88,7 @@ class Combination:
             with self.named(part):
                 made.append(part.plugin(**self._settings_of(part, arguments)))
         rest = {name: v for name, v in arguments.items() if name not in self.setting_names}
-        return known.NAIVE(plugins=[*made, *(plugins or ())], **rest)
+        return self.base(plugins=[*made, *(plugins or ())], **rest)
 
     @property
     def setting_names(self) -> set[str]:

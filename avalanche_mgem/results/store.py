@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from avalanche_mgem.checkpoint.files import previous_of, remove_checkpoint
 from avalanche_mgem.files import is_unfinished, write_atomically
 from avalanche_mgem.results.result import RunResult
 
@@ -113,6 +112,8 @@ class ResultStore:
 
     def has_checkpoint(self, key: str) -> bool:
         """Whether there is a file that a run may resume from."""
+        from avalanche_mgem.checkpoint.files import previous_of  # with torch
+
         path = self.checkpoint(key)
         return path.exists() or previous_of(path).exists()
 
@@ -125,8 +126,12 @@ class ResultStore:
     def clear_checkpoint(self, key: str) -> None:
         """Remove the checkpoint of a run, and the folder of checkpoints with the last of them."""
         path = self.checkpoint(key)
+        if not path.parent.is_dir():
+            return
+        from avalanche_mgem.checkpoint.files import remove_checkpoint  # with torch
+
         remove_checkpoint(path)
-        with suppress(OSError):  # others are there, or there never was one
+        with suppress(OSError):  # others are there
             path.parent.rmdir()
 
     @property

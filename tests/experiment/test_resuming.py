@@ -60,6 +60,11 @@ CASES = {
     "agem": {},
     "replay+migu": {},
     "ewc": {"stream": split, "model": growing_model},
+    "mgem-d+migu": {
+        "training": Training(
+            memory=16, precision="fp16", accumulate=2, clip=1.0, schedule="cosine", momentum=0.5
+        )
+    },
     "gdumb": {"training": Training(memory=16, batch_size=8, validation=0.2, eval_every=2)},
 }
 

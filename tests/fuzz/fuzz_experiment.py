@@ -107,6 +107,12 @@ EXPERIMENT = {
             "length_buckets": optional(COUNT),
             "validation": kind(0.0, 0.25, may="0|0.0|-0.0|0.5|1e-320|Fraction|np.float32"),
             "eval_every": optional(COUNT),
+            "precision": optional(one_of("bf16", "fp16")),
+            # More parts than samples in a minibatch are refused.
+            "accumulate": kind(1, np.int64(3), may="1|3|np.int64|np.uint8"),
+            "clip": optional(POSITIVE),
+            "schedule": optional(one_of("cosine", "step")),
+            "augment": FLAG,
         },
     ),
     "Method": Target(
