@@ -170,8 +170,13 @@ def combined(name: str, methods: Sequence[Method]) -> Method:
         for own, value in method.settings.items()
     }
     description = " and ".join(method.name for method in methods) + " together"
+    space = {
+        strategy.setting_name(f"{part.name}.{own}"): dimension
+        for part, method in owned.values()
+        for own, dimension in method.space.items()
+    }
     settings = {**settings, **_less_masked(parts)}
-    return Method(name, strategy, settings, description, strategy.check)
+    return Method(name, strategy, settings, description, strategy.check, space=space)
 
 
 def _parts(name: str, method: Method) -> tuple[Part, ...]:

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from avalanche_mgem.checkpoint.files import previous_of
 from avalanche_mgem.experiment import Method, Training
-from avalanche_mgem.experiment.workers import run_and_save
+from avalanche_mgem.experiment.workers import Keeps, run_and_save
 from avalanche_mgem.results.store import ResultStore
 
 
@@ -39,7 +39,7 @@ def started(run, store, *, stop=None, checkpoints=True):
             raise Stopped
 
     try:
-        result = run_and_save(run.key, run, store.folder, report, checkpoints)
+        result = run_and_save(run.key, run, store.folder, report, Keeps(checkpoints))
     except Stopped:
         result = None
     return result, shares
