@@ -9,7 +9,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from avalanche_mgem.arguments import as_path, finite, flag
+from avalanche_mgem.arguments import as_list, as_path, finite, flag
 from avalanche_mgem.files import read_toml
 
 _FORM = "a range, such as {low = 0.0, high = 1.0}, with log = true if wanted, or a list of values"
@@ -68,9 +68,9 @@ class Choices:
     values: tuple[str | float | bool, ...]
 
     def __post_init__(self) -> None:
-        for value in self.values:
-            if not isinstance(value, str | int | float):
-                raise ValueError(f"values must be texts, numbers or booleans, got {value!r}")
+        what = "a list of texts, numbers or booleans"
+        values = as_list("values", self.values, (str, int, float), what=what)
+        object.__setattr__(self, "values", tuple(values))
         if not self.values or len({json.dumps(v) for v in self.values}) < len(self.values):
             raise ValueError(f"values must name at least one and none twice, got {self.values!r}")
 
