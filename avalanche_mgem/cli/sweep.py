@@ -38,9 +38,7 @@ class SweepOptions:
         str,
         typer.Option(help="One or two of acc, bwt, la, forgetting, aia, min_acc, wc_acc."),
     ] = "la,bwt"
-    sampler: Annotated[
-        str, typer.Option(help="tpe, random, nsga2, gp, qmc or brute-force, of optuna.")
-    ] = "tpe"
+    sampler: Annotated[str, typer.Option(help="tpe, random, nsga2, gp or qmc, of optuna.")] = "tpe"
     pruner: Annotated[
         str | None,
         typer.Option(

@@ -18,7 +18,8 @@ from avalanche_mgem.methods.space import Space, load_spaces
 from avalanche_mgem.results.describe import describe
 from avalanche_mgem.results.summary import BEST
 
-SAMPLERS = ("tpe", "random", "nsga2", "gp", "qmc", "brute-force")
+# Not the brute-force one, which stops studies that were never started by `optimize`.
+SAMPLERS = ("tpe", "random", "nsga2", "gp", "qmc")
 PRUNERS = ("wilcoxon", "median", "none")
 OBJECTIVES = tuple(BEST)
 WORST = {**dict.fromkeys(BEST, 0.0), "bwt": -1.0, "forgetting": 1.0}

@@ -283,9 +283,8 @@ def _sampler(plan: SweepPlan, count: int) -> optuna.samplers.BaseSampler:
         return samplers.NSGAIISampler(seed=seed)
     if plan.sampler == "gp":
         return samplers.GPSampler(seed=seed)
-    if plan.sampler == "qmc":  # one sequence, of which each trial is the next
-        return samplers.QMCSampler(scramble=True, seed=plan.sampler_seed)
-    return samplers.BruteForceSampler(seed)
+    # One sequence, of which each trial is the next.
+    return samplers.QMCSampler(scramble=True, seed=plan.sampler_seed)
 
 
 def _pruner(plan: SweepPlan) -> optuna.pruners.BasePruner:

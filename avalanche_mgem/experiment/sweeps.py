@@ -96,7 +96,7 @@ def sweep(
         trials: of each method that has something to choose; others have one.
         objective: one or two of the scores acc, bwt, la, forgetting, aia, min_acc, wc_acc and
             acc_task_il.
-        sampler: "tpe", "random", "nsga2", "gp", "qmc" or "brute-force", of optuna.
+        sampler: "tpe", "random", "nsga2", "gp" or "qmc", of optuna.
         pruner: "wilcoxon", with the seeds as instances, which can end a trial from the fifth seed
             on; "median", of the means so far; "none". None: "wilcoxon" where there is one
             objective. Pruned trials count and are not chosen.
