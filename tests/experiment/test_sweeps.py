@@ -281,6 +281,7 @@ def test_half_a_line_of_a_process_that_was_killed_is_cut_off(swept, tmp_path):
     assert all(json.loads(line) for line in journal.read_text().splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills copies of a process")
 def test_two_processes_share_the_trials_of_a_sweep(tmp_path):
     told = in_a_process_of_its_own(at_once, str(tmp_path), 2)
