@@ -5,9 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 import uuid
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 _SUFFIX = ".tmp"
 
@@ -39,6 +46,18 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_toml(name: str, path: Path) -> dict[str, Any]:
+    """Return what a TOML file holds; ValueError, with the argument's name, where it cannot be."""
+    try:
+        with path.open("rb") as file:
+            tables: dict[str, Any] = tomllib.load(file)
+    except OSError as error:
+        raise ValueError(f"{name} {path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # also what is no UTF-8
+        raise ValueError(f"{name} {path}: is no valid TOML: {error}") from error
+    return tables
 
 
 def file_digest(path: Path) -> str:

@@ -3,7 +3,7 @@
 from avalanche_mgem import __version__
 
 project = "avalanche_mgem"
-copyright = "the avalanche_mgem authors"  # noqa: A001  # Sphinx's name for it
+copyright = "the avalanche_mgem authors"  # Sphinx's name for it
 release = __version__
 
 extensions = [
@@ -36,11 +36,12 @@ napoleon_use_ivar = True
 default_role = "code"
 
 
-def _as_text(app, what, name, obj, options, lines):  # noqa: ANN001  # Sphinx's own signature
+def _as_text(*event):
     """Let |y| and name* in a docstring be what they are, no markup of reStructuredText."""
+    lines = event[-1]
     lines[:] = [line.replace("|", r"\|").replace("*", r"\*") for line in lines]
 
 
-def setup(app):  # noqa: ANN001
+def setup(app):
     """Register what is done to docstrings before napoleon reads them."""
     app.connect("autodoc-process-docstring", _as_text, priority=100)

@@ -1,6 +1,6 @@
 """Runs that are saved, killed and continued, for the tests of checkpoints.
 
-`in_a_process_of_its_own(function, *arguments)` calls a function of this file in a new Python.
+`in_a_process_of_its_own(function, *arguments)` calls a function of a test's module in a new Python.
 """
 
 import hashlib
@@ -25,8 +25,9 @@ from avalanche_mgem.checkpoint.files import previous_of
 from avalanche_mgem.checkpoint.random_states import random_states
 from avalanche_mgem.evaluation import AccuracyMatrix
 from avalanche_mgem.experiment import MLPFactory, Training, find_method
+from avalanche_mgem.experiment.building import build_strategy
 from avalanche_mgem.experiment.configuration import RunSpecification
-from avalanche_mgem.experiment.run import SilentLogger, build_strategy, quiet_avalanche
+from avalanche_mgem.experiment.run import SilentLogger, quiet_avalanche
 from avalanche_mgem.files import is_unfinished
 from avalanche_mgem.streams import permuted_stream
 
@@ -106,8 +107,9 @@ def digest(value):
 
 
 def in_a_process_of_its_own(function, *arguments):
-    """Call a function of this file in a new Python; arguments and what it returns are JSON."""
-    code = f"import json, sys, checkpoint_runs as c; c.answer(c.{function.__name__}, sys.argv[1])"
+    """Call a function of a module here in a new Python; arguments and what it returns are JSON."""
+    imports = f"import sys, checkpoint_runs, {function.__module__} as module"
+    code = f"{imports}; checkpoint_runs.answer(module.{function.__name__}, sys.argv[1])"
     here = str(Path(__file__).parent)
     finished = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, json.dumps(arguments)],

@@ -24,6 +24,14 @@ def damaged_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.damaged")
 
 
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, the one before it, and what killed processes have left of them."""
+    if path.parent.is_dir():
+        _remove_unfinished(path)
+    for each in (path, previous_of(path), damaged_of(path)):
+        each.unlink(missing_ok=True)
+
+
 def check_folder(path: Path) -> None:
     """Raise FileNotFoundError where there is no folder for a file at path."""
     if not path.parent.is_dir():

@@ -10,6 +10,7 @@ from avalanche_mgem import __version__
 from avalanche_mgem.cli.compare import compare
 from avalanche_mgem.cli.logs import VERBOSE_HELP, log_lines
 from avalanche_mgem.cli.report import report
+from avalanche_mgem.cli.sweep import sweep
 from avalanche_mgem.cli.theory import theory
 
 app = typer.Typer(
@@ -18,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (compare, report, theory):
+for command in (compare, sweep, report, theory):
     app.command()(command)
 
 

@@ -53,5 +53,6 @@ def compare(
             settings=parse_settings(methods.assignments or []),
             out=runs.out,
             jobs=jobs_of(stream, training, runs),
+            checkpoints=runs.checkpoints,
             console=Console(),
         )

@@ -150,6 +150,25 @@ class TrainingOptions:
     weight_decay: Annotated[
         float | None, typer.Option(help="Of the optimiser; default: 0, text: 0.01.")
     ] = None
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the learning rate over each experience: cosine, linear, step, exponential or "
+            "warmup-cosine; default: constant."
+        ),
+    ] = None
+    clip: Annotated[
+        float | None, typer.Option(help="Norm to clip gradients to, after what restricts them.")
+    ] = None
+    precision: Annotated[
+        str | None, typer.Option(help="bf16 or fp16: half precision; default: the model's own.")
+    ] = None
+    accumulate: Annotated[
+        int, typer.Option(help="Parts in which each minibatch goes through the model.")
+    ] = 1
+    augment: Annotated[
+        bool, typer.Option("--augment", help="Crop and flip training images at random.")
+    ] = False
     validation: Annotated[
         float,
         typer.Option(help="Share of each experience's training data to hold out and score on."),
@@ -170,6 +189,10 @@ class RunOptions:
         int | None,
         typer.Option(help="Worker processes; default: the cores; of text on an accelerator: 1."),
     ] = None
+    checkpoints: Annotated[
+        bool,
+        typer.Option(help="Save each run after each experience; after a stop it resumes there."),
+    ] = True
     out: Annotated[Path, typer.Option(help="Results folder.")] = Path("mgem-compare")
 
 

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
         load_model_factory,
         make_model_factory,
     )
+    from avalanche_mgem.experiment.sweeps import sweep
     from avalanche_mgem.experiment.text.models import TextModelFactory
     from avalanche_mgem.experiment.text.stream import TextStream
     from avalanche_mgem.methods.method import Memory, Method
     from avalanche_mgem.methods.methods_file import load_methods
     from avalanche_mgem.methods.methods_table import methods_table
     from avalanche_mgem.methods.registry import DEFAULT_METHODS, METHODS, TEXT_METHODS, find_method
+    from avalanche_mgem.methods.space import Choices, Range, load_spaces
     from avalanche_mgem.report.folder import write_report
     from avalanche_mgem.results.paired import PairedComparison, paired_comparisons
     from avalanche_mgem.results.result import RunResult
@@ -37,12 +39,14 @@ __all__ = [
     "METHODS",
     "TEXT_METHODS",
     "CNNFactory",
+    "Choices",
     "FixedStream",
     "MLPFactory",
     "Memory",
     "Method",
     "NamedStream",
     "PairedComparison",
+    "Range",
     "RunResult",
     "RunsFailedError",
     "SlimResNet18Factory",
@@ -54,9 +58,11 @@ __all__ = [
     "load_methods",
     "load_model_factory",
     "load_results",
+    "load_spaces",
     "make_model_factory",
     "methods_table",
     "paired_comparisons",
+    "sweep",
     "write_report",
 ]
 
@@ -74,6 +80,7 @@ __getattr__, __dir__ = public_names(
             "load_model_factory",
             "make_model_factory",
         ),
+        "avalanche_mgem.experiment.sweeps": ("sweep",),
         "avalanche_mgem.experiment.text.models": ("TextModelFactory",),
         "avalanche_mgem.experiment.text.stream": ("TextStream",),
         "avalanche_mgem.methods.method": ("Memory", "Method"),
@@ -85,6 +92,7 @@ __getattr__, __dir__ = public_names(
             "TEXT_METHODS",
             "find_method",
         ),
+        "avalanche_mgem.methods.space": ("Choices", "Range", "load_spaces"),
         "avalanche_mgem.report.folder": ("write_report",),
         "avalanche_mgem.results.paired": ("PairedComparison", "paired_comparisons"),
         "avalanche_mgem.results.result": ("RunResult",),

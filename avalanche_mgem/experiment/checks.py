@@ -12,9 +12,10 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import JointTraining
 
 from avalanche_mgem.bridge.strategy import Strategy
-from avalanche_mgem.experiment.configuration import RunSpecification
+from avalanche_mgem.experiment.building import build_strategy
+from avalanche_mgem.experiment.configuration import RunSpecification, Training
 from avalanche_mgem.experiment.early import REFUSALS, check_settings, refusal
-from avalanche_mgem.experiment.run import SilentLogger, build_strategy, quiet_avalanche
+from avalanche_mgem.experiment.run import SilentLogger, quiet_avalanche
 from avalanche_mgem.experiment.text.checks import (
     check_forms,
     check_plugins,
@@ -45,6 +46,7 @@ def check_runs(specifications: Sequence[RunSpecification]) -> None:
         return
     first = specifications[0]
     check_device(first.training.device)
+    check_precision(first.training)
     check_forms(first.stream, first.model)
     with preserved_random_state(), quiet_avalanche(), missing_packages_told():
         scenario = first.scenario()
@@ -67,6 +69,16 @@ def check_device(name: str) -> None:
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         reason = str(error).split("\n", maxsplit=1)[0]
         raise ValueError(f"device={name!r} cannot be used here: {reason}") from error
+
+
+def check_precision(training: Training) -> None:
+    """Raise ValueError unless torch can train in the precision on the device."""
+    kind = torch.device(training.device).type
+    if training.precision is not None and not torch.amp.is_autocast_available(kind):
+        raise ValueError(
+            f"precision={training.precision!r} cannot be had on device={training.device!r}: torch "
+            "has no autocast there"
+        )
 
 
 def _check_method(specification: RunSpecification, scenario: Any) -> None:

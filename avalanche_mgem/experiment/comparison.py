@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from avalanche_mgem.arguments import positive_int
+from avalanche_mgem.arguments import flag, positive_int
 from avalanche_mgem.experiment.configuration import NamedStream, RunSpecification, Training
 from avalanche_mgem.experiment.early import check_early
 from avalanche_mgem.experiment.fixed_stream import as_stream
@@ -36,6 +37,8 @@ from avalanche_mgem.results.summary import on_validation
 
 _LOG = logging.getLogger(__name__)
 
+Runs = Callable[[Mapping[str, RunSpecification], Report], Generator[Outcome, None, None]]
+
 DEFAULT_STREAM = NamedStream("permuted-digits", {"n_experiences": 10, "train_per_experience": 750})
 
 
@@ -53,12 +56,14 @@ def compare(
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     out: str | Path = "mgem-compare",
     jobs: int = 1,
+    checkpoints: bool = True,
     console: Console | None = None,
 ) -> list[RunResult]:
     """Compare methods and leave a table, plots and logs in `out`.
 
     Every finished run is a file of its own, which no later call touches; the same call continues
-    where it was stopped, and a changed setting makes a new run. Files in `out`: runs/ (JSON),
+    where it was stopped, a run after its last finished experience, and a changed setting makes a
+    new run. Files in `out`: runs/ (JSON), checkpoints/ of runs that are not finished,
     tensorboard/ and metrics/ (CSV) of all comparisons made there; results.csv (a line a run),
     accuracy.csv (every entry of R), accuracy.png and tradeoff.png of the last one.
 
@@ -80,6 +85,9 @@ def compare(
         out: results folder: a new or empty one, or one of an earlier comparison.
         jobs: worker processes; 1 runs in this process. With more, methods, stream and model must be
             picklable, and a script needs an `if __name__ == "__main__":` guard.
+        checkpoints: save each run after each experience, so that it resumes there, to the bit on a
+            CPU; removed when the run is finished. A run that cannot be saved is named, and starts
+            over. False: nothing is saved, and stopped runs start over.
         console: where progress and the table go; default: the terminal.
 
     Returns:
@@ -90,6 +98,7 @@ def compare(
         RunsFailedError: runs failed; the others are finished, written and shown.
     """
     positive_int("jobs", jobs)
+    checkpoints = flag("checkpoints", checkpoints)
     chosen = select_methods(methods, settings or {})
     training, model = training or Training(), model or MLPFactory()
     stream = as_stream(stream)
@@ -114,7 +123,13 @@ def compare(
     check_runs(list(todo.values()))
     store.create()
     with store.locked():
-        return _run_and_present(keyed, finished, store, jobs, console or Console())
+        for key in finished:  # of a process that was killed between the two
+            store.clear_checkpoint(key)
+        runs = partial(_outcomes, store=store, jobs=jobs, checkpoints=checkpoints)
+        try:
+            return _run_and_present(keyed, finished, store, runs, console or Console())
+        finally:
+            store.tidy()
 
 
 def _seed_list(seeds: int | Sequence[int]) -> list[int]:
@@ -129,7 +144,7 @@ def _run_and_present(
     keyed: Mapping[str, RunSpecification],
     finished: dict[str, RunResult],
     store: ResultStore,
-    jobs: int,
+    runs: Runs,
     console: Console,
 ) -> list[RunResult]:
     """Do the runs that are not `finished`, to which they are added; show them all."""
@@ -138,7 +153,7 @@ def _run_and_present(
     failures: dict[str, BaseException] = {}
     died: WorkerDiedError | None = None
     try:
-        failures = _finish(keyed, finished, store, jobs, console)
+        failures = _finish(keyed, finished, runs, console)
     except WorkerDiedError as error:
         died = error
     results = [finished[key] for key in keyed if key in finished]
@@ -155,8 +170,7 @@ def _run_and_present(
 def _finish(
     keyed: Mapping[str, RunSpecification],
     finished: dict[str, RunResult],
-    store: ResultStore,
-    jobs: int,
+    runs: Runs,
     console: Console,
 ) -> dict[str, BaseException]:
     todo = {key: specification for key, specification in keyed.items() if key not in finished}
@@ -170,7 +184,7 @@ def _finish(
                 under_way[key] = done
             progress.update(task, completed=len(finished) + sum(under_way.values()))
 
-        with closing(_outcomes(todo, store, report, jobs)) as outcomes:
+        with closing(runs(todo, report)) as outcomes:
             for key, outcome in outcomes:
                 under_way.pop(key, None)
                 if isinstance(outcome, RunResult):
@@ -183,11 +197,17 @@ def _finish(
 
 
 def _outcomes(
-    todo: Mapping[str, RunSpecification], store: ResultStore, report: Report, jobs: int
+    todo: Mapping[str, RunSpecification],
+    report: Report,
+    *,
+    store: ResultStore,
+    jobs: int,
+    checkpoints: bool,
 ) -> Generator[Outcome, None, None]:
     if jobs == 1 or len(todo) <= 1:
-        return run_here(todo, store, report)
-    return run_in_workers(todo, store, report, min(jobs, len(todo)))
+        return run_here(todo, store, report, checkpoints=checkpoints)
+    jobs = min(jobs, len(todo))
+    return run_in_workers(todo, store, report, jobs, checkpoints=checkpoints)
 
 
 def _progress(console: Console) -> Progress:

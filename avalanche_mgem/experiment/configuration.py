@@ -12,9 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from avalanche_mgem.arguments import as_text, device_name, finite, one_of, positive_int
+from avalanche_mgem.arguments import as_text, device_name, finite, flag, one_of, positive_int
 from avalanche_mgem.experiment.fixed_stream import FixedStream
 from avalanche_mgem.experiment.models import MLPFactory, ModelFactory
+from avalanche_mgem.experiment.schedules import SCHEDULES
 from avalanche_mgem.experiment.text.models import TextModelFactory
 from avalanche_mgem.experiment.text.stream import TextStream
 from avalanche_mgem.files import file_digest
@@ -32,6 +33,7 @@ from avalanche_mgem.streams.naming import (
 
 _PACKAGES = ("avalanche-mgem", "avalanche-lib", "torch", "torchvision", "quadprog", "numpy")
 OPTIMIZERS = ("sgd", "adam", "adamw")
+PRECISIONS = ("bf16", "fp16")
 _CAME_LATER = (
     "optimizer",
     "momentum",
@@ -39,6 +41,11 @@ _CAME_LATER = (
     "length_buckets",
     "validation",
     "eval_every",
+    "precision",
+    "accumulate",
+    "clip",
+    "schedule",
+    "augment",
 )  # so that older keys stay what they were
 _PLACES = ("data_root", "download")  # where the data lies decides nothing
 
@@ -64,6 +71,15 @@ class Training:
             of `LengthBuckets`, in batches. None: batches are drawn as Avalanche draws them.
         eval_every: evaluate every so many iterations too, for the stability gap, see
             `EvaluateEvery`; training goes as without. None: after each experience alone.
+        precision: "bf16" or "fp16": half precision, see `MixedPrecision`. None: the model's own.
+        accumulate: each minibatch goes through the model in so many parts, at most `batch_size`,
+            with one step all the same, see `GradientAccumulation`. A minibatch that a memory makes
+            longer goes through in parts of the same size. 1: whole.
+        clip: norm to clip gradients to, after all that restricts them, see `ClipGradientPlugin`.
+            None: they are not clipped.
+        schedule: of the learning rate over each experience, beginning anew with each: a name in
+            SCHEDULES. None: constant.
+        augment: crop and flip training images at random, see `with_augmentation`.
 
     Raises:
         ValueError: a value out of range.
@@ -81,11 +97,16 @@ class Training:
     length_buckets: int | None = None
     validation: float = 0.0
     eval_every: int | None = None
+    precision: str | None = None
+    accumulate: int = 1
+    clip: float | None = None
+    schedule: str | None = None
+    augment: bool = False
 
     def __post_init__(self) -> None:
         rate = finite("learning_rate", self.learning_rate, minimum=0.0, above=True)
         object.__setattr__(self, "learning_rate", rate)
-        for name in ("batch_size", "epochs", "eval_batch_size", "memory"):
+        for name in ("batch_size", "epochs", "eval_batch_size", "memory", "accumulate"):
             object.__setattr__(self, name, positive_int(name, getattr(self, name)))
         for name in ("length_buckets", "eval_every"):
             if getattr(self, name) is not None:
@@ -96,9 +117,23 @@ class Training:
             object.__setattr__(self, name, finite(name, getattr(self, name), minimum=0.0))
         if self.momentum >= 1.0 or (self.momentum and self.optimizer != "sgd"):
             raise ValueError(f"momentum must be below 1 and is SGD's only, got {self.momentum}")
-
         if self.validation >= 1.0:
             raise ValueError(f"validation must be a share >= 0 and below 1, got {self.validation}")
+        self._check_how_steps_are_made()
+
+    def _check_how_steps_are_made(self) -> None:
+        if self.precision is not None:
+            one_of("precision", self.precision, PRECISIONS)
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate={self.accumulate} needs a batch_size of at least {self.accumulate}, "
+                f"got batch_size={self.batch_size}"
+            )
+        if self.clip is not None:
+            object.__setattr__(self, "clip", finite("clip", self.clip, minimum=0.0, above=True))
+        if self.schedule is not None:
+            one_of("schedule", self.schedule, SCHEDULES)
+        object.__setattr__(self, "augment", flag("augment", self.augment))
 
     def description(self) -> dict[str, Any]:
         """Return what decides a result; what came later, only where it is not the default."""
@@ -179,14 +214,17 @@ class RunSpecification:
 
         Raises:
             ValueError: the stream makes something else, see `complete_scenario`; an experience has
-                nothing to hold out, see `with_validation`.
+                nothing to hold out, see `with_validation`; augment, and samples that are no images,
+                see `with_augmentation`.
         """
         from avalanche_mgem.streams.benchmarks import complete_scenario
         from avalanche_mgem.streams.validation import with_validation
+        from avalanche_mgem.streams.vision.augmentation import with_augmentation
 
         scenario = complete_scenario(self.stream(self.seed))
-        share = self.training.validation
-        return with_validation(scenario, share, seed=self.seed) if share else scenario
+        if share := self.training.validation:
+            scenario = with_validation(scenario, share, seed=self.seed)
+        return with_augmentation(scenario) if self.training.augment else scenario
 
     @property
     def stream_name(self) -> str:

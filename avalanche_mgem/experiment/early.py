@@ -11,6 +11,8 @@ from typing import Any
 from avalanche_mgem.experiment.configuration import NamedStream, RunSpecification
 from avalanche_mgem.experiment.text.stream import TextStream
 from avalanche_mgem.methods.method import Memory, Method
+from avalanche_mgem.streams.naming import parse_stream_name
+from avalanche_mgem.streams.places import LEAST_AUGMENTED
 
 # What constructors raise for settings that they do not take.
 REFUSALS = (ValueError, TypeError, AssertionError, AttributeError, LookupError)
@@ -27,8 +29,28 @@ def check_early(specifications: Sequence[RunSpecification]) -> None:
     if not isinstance(stream, NamedStream | TextStream):
         return  # nobody knows how long it is
     length = stream.check()
+    if specifications[0].training.augment:
+        check_augmented(stream)
     for specification in {s.method.name: s for s in specifications}.values():
         check_settings(specification.method, specification.training.memory, length)
+
+
+def check_augmented(stream: NamedStream | TextStream) -> None:
+    """Raise ValueError for a stream whose samples cannot be cropped and flipped."""
+    if isinstance(stream, TextStream):
+        raise ValueError(f"augment is for images, got stream={stream.name!r}")
+    kind, source = parse_stream_name(stream.name)
+    if kind == "permuted":
+        raise ValueError(
+            f"augment: crops and flips mean nothing where pixels are permuted, got "
+            f"stream={stream.name!r}"
+        )
+    size = stream.arguments.get("image_size") or (8 if source == "digits" else LEAST_AUGMENTED)
+    if size < LEAST_AUGMENTED:
+        raise ValueError(
+            f"augment needs images of at least {LEAST_AUGMENTED} x {LEAST_AUGMENTED} pixels, but "
+            f"those of stream={stream.name!r} have {size} x {size}"
+        )
 
 
 def check_settings(method: Method, budget: int, n_experiences: int) -> None:

@@ -9,12 +9,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 from avalanche.logging import TensorboardLogger
 from avalanche.models import DynamicModule
 from avalanche.training.determinism.rng_manager import RNGManager
@@ -33,14 +33,14 @@ from avalanche_mgem.evaluation import (
     RestrictionMetric,
     ScalarCSVLogger,
 )
-from avalanche_mgem.experiment.configuration import RunSpecification, Training
+from avalanche_mgem.experiment.building import build_strategy
+from avalanche_mgem.experiment.configuration import RunSpecification
 from avalanche_mgem.experiment.divergence import Divergence
-from avalanche_mgem.experiment.models import bound_to, criterion_of
+from avalanche_mgem.experiment.resuming import RunCheckpoints, RunRecord
 from avalanche_mgem.huggingface.generation import CausalAnswers, TextToText
 from avalanche_mgem.huggingface.orthogonality import OrthogonalityMetric
 from avalanche_mgem.model.randomness import preserved_random_state
 from avalanche_mgem.results.result import HeldOut, RunResult
-from avalanche_mgem.streams.text import LengthBuckets
 from avalanche_mgem.streams.validation import VALIDATION
 
 _LOG = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ def run(
     *,
     tensorboard: Path | None = None,
     metrics_csv: Path | None = None,
+    checkpoint: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> RunResult:
     """Train the method on every experience in turn and evaluate after each, or more often.
@@ -66,63 +67,27 @@ def run(
     A run whose loss, weights or outputs become NaN or Inf ends in that experience, without an
     error: the result names it, and R is NaN from its row on.
 
+    With a checkpoint, the run is saved after each experience but the last, and resumes from a file
+    that is there; on a CPU the result is that of a run without a stop, to the bit but for seconds.
+
     Args:
         specification: what to run.
         tensorboard: folder of the TensorBoard log; None: none is written.
         metrics_csv: file of the scalar metrics; None: none is written.
+        checkpoint: file to resume from and to save to; None: nothing is saved. It stays there.
         progress: called after each evaluation.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or of another run; remove it and start over.
     """
+    logs = [path for path in (tensorboard, metrics_csv) if path is not None]
+    checkpoints = RunCheckpoints(checkpoint, _name(specification), logs)
     with (
         quiet_avalanche(),
         preserved_random_state(),
         _open_loggers(tensorboard, metrics_csv) as loggers,
     ):
-        return _run(specification, loggers, progress)
-
-
-def build_strategy(specification: RunSpecification, scenario: Any, evaluator: Any) -> Any:
-    """Return the method's strategy with a new model for the scenario's samples and classes.
-
-    Raises:
-        ValueError: the model factory returns something else; what the strategy refuses.
-    """
-    training, method = specification.training, specification.method
-    factory = bound_to(specification.model, scenario)
-    model = factory(*shape_and_classes(scenario))
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model must return a torch.nn.Module, got {type(model).__name__}")
-    return method.strategy(
-        model=model,
-        optimizer=_optimizer(training, model),
-        criterion=criterion_of(factory),
-        train_mb_size=training.batch_size,
-        train_epochs=training.epochs,
-        eval_mb_size=training.eval_batch_size,
-        device=training.device,
-        evaluator=evaluator,
-        **_plugins(specification.training, specification.seed, scenario),
-        **method.resolved_settings(training.memory, len(scenario.train_stream)),
-    )
-
-
-def _plugins(training: Training, seed: int, scenario: Any) -> dict[str, Any]:
-    """The comparison's own plugins; none is said where there is none, for strategies of users."""
-    plugins: list[Any] = []
-    if training.length_buckets is not None:
-        plugins.append(LengthBuckets(window=training.length_buckets, seed=seed))
-    if training.eval_every is not None:
-        plugins.append(EvaluateEvery(training.eval_every, scenario.test_stream))
-    return {"plugins": plugins} if plugins else {}
-
-
-def _optimizer(training: Training, model: nn.Module) -> torch.optim.Optimizer:
-    rate, decay = training.learning_rate, training.weight_decay
-    if training.optimizer == "sgd":
-        momentum = training.momentum
-        return torch.optim.SGD(model.parameters(), rate, momentum=momentum, weight_decay=decay)
-    if training.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), rate, weight_decay=decay)
-    return torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
+        return _run(specification, loggers, progress, checkpoints)
 
 
 @contextmanager
@@ -172,7 +137,12 @@ def _open_loggers(tensorboard: Path | None, metrics_csv: Path | None) -> Iterato
             board.writer.close()  # else the last events are written when the process ends
 
 
-def _run(specification: RunSpecification, loggers: list[Any], progress: Progress) -> RunResult:
+def _run(
+    specification: RunSpecification,
+    loggers: list[Any],
+    progress: Progress,
+    checkpoints: RunCheckpoints,
+) -> RunResult:
     RNGManager.set_random_seeds(specification.seed)
     scenario = specification.scenario()
     whole = specification.method.whole_stream
@@ -183,17 +153,19 @@ def _run(specification: RunSpecification, loggers: list[Any], progress: Progress
     orthogonality, decisions = OrthogonalityMetric(), DecisionMetric()
     others = gating, distance, orthogonality, decisions
     divergence = Divergence()  # the last, so that the others have seen all when it ends a training
-    evaluator = EvaluationPlugin(accuracy, restriction, *others, divergence, loggers=loggers)
+    record = RunRecord(specification.key)
+    metrics = accuracy, restriction, *others, record, divergence
+    evaluator = EvaluationPlugin(*metrics, loggers=loggers)
     strategy = build_strategy(specification, scenario, evaluator)
     held_out = specification.training.validation > 0
     evaluated = [scenario.test_stream, *([scenario.validation_stream] if held_out else [])]
-    run_of = f"{specification.method.name}, seed {specification.seed}"
-    device = specification.training.device
+    run_of, device = _name(specification), specification.training.device
     _LOG.info("%s: %d experiences on %s", run_of, len(scenario.train_stream), device)
-    seconds, diverged = _train(
-        strategy, scenario.train_stream, evaluated, progress, whole, divergence
+    watch = _Watch(record, divergence, checkpoints, progress)
+    diverged = _train(strategy, scenario, evaluated, whole, watch)
+    seconds = record.seconds - sum(
+        each.seconds for each in strategy.plugins if isinstance(each, EvaluateEvery)
     )
-    seconds -= sum(each.seconds for each in strategy.plugins if isinstance(each, EvaluateEvery))
     _LOG.info("%s: %.1f s of training", run_of, seconds)
     size = len(scenario.train_stream)
     told = {name: value for name, value in restriction.result().items() if math.isfinite(value)}
@@ -215,6 +187,10 @@ def _run(specification: RunSpecification, loggers: list[Any], progress: Progress
         validation=_held_out(accuracy, size, diverged) if held_out else None,
         curve=_curve(accuracy, size, diverged) if curve else None,
     )
+
+
+def _name(specification: RunSpecification) -> str:
+    return f"{specification.method.name}, seed {specification.seed}"
 
 
 def _held_out(accuracy: AccuracyMatrix, size: int, diverged: int | None) -> HeldOut:
@@ -252,50 +228,58 @@ def _means(orthogonality: OrthogonalityMetric, *others: Any) -> dict[str, float]
     return {name: value for name, value in means.items() if math.isfinite(value)}
 
 
-def shape_and_classes(scenario: Any) -> tuple[tuple[int, ...], int]:
-    """Return what model factories are called with: a sample's shape and the number of classes."""
-    sample = scenario.train_stream[0].dataset[0][0]
-    # A small training stream may lack classes that are tested.
-    experiences = [*scenario.train_stream, *scenario.test_stream]
-    labels = (max(experience.classes_in_this_experience) for experience in experiences)
-    # A text is a mapping of token ids, whose number differs from text to text.
-    return tuple(getattr(sample, "shape", ())), int(max(labels)) + 1
+@dataclass(frozen=True)
+class _Watch:
+    """What a training is watched by: `record` and `divergence` are metrics of its strategy."""
+
+    record: RunRecord
+    divergence: Divergence
+    checkpoints: RunCheckpoints
+    progress: Progress
 
 
 def _train(
     strategy: Strategy,
-    stream: Any,
+    scenario: Any,
     evaluated: Sequence[Any],
-    progress: Progress,
     whole_stream: bool,
-    divergence: Divergence,
-) -> tuple[float, int | None]:
-    """Return the seconds of training, and the experience in which it diverged, if it did."""
+    watch: _Watch,
+) -> int | None:
+    """Train and evaluate; return the experience in which the training diverged, if it did."""
     fixed_heads = not any(map(_grows, strategy.model.modules()))
+    stream = scenario.train_stream
     parts = [stream] if whole_stream else list(stream)
-    steps, seconds = len(parts) + 1, 0.0
-    if fixed_heads:
-        _evaluate(strategy, evaluated)
-    else:
+    steps = len(parts) + 1
+    if not fixed_heads:
         _LOG.info("the heads grow: an experience is evaluated once it has been trained (no FWT)")
-    progress(1 / steps)
-    for index, part in enumerate(parts):
-        divergence.start(strategy)
-        start = time.perf_counter()
-        try:
-            strategy.train(part)
-        except Exception as error:
-            if not divergence.explains(error, strategy):
-                raise
-        seconds += time.perf_counter() - start
-        if not divergence.found:
+    start = watch.checkpoints.resume(strategy, scenario, watch.record)
+    if fixed_heads and start == 0:
+        _evaluate(strategy, evaluated)
+    watch.progress((start + 1) / steps)
+    for index, part in enumerate(parts[start:], start):
+        _train_part(strategy, part, watch)
+        if not watch.divergence.found:
             all_seen = fixed_heads or whole_stream
             _evaluate(strategy, [each if all_seen else each[: index + 1] for each in evaluated])
-        if divergence.found:
-            progress(1.0)
-            return seconds, index
-        progress((index + 2) / steps)
-    return seconds, None
+        if watch.divergence.found:
+            watch.progress(1.0)
+            return index
+        if index + 1 < len(parts):
+            watch.checkpoints.save(strategy, scenario, watch.record)
+        watch.progress((index + 2) / steps)
+    return None
+
+
+def _train_part(strategy: Strategy, part: Any, watch: _Watch) -> None:
+    """Train on one experience, and note the time and whether it diverged."""
+    watch.divergence.start(strategy)
+    start = time.perf_counter()
+    try:
+        strategy.train(part)
+    except Exception as error:
+        if not watch.divergence.explains(error, strategy):
+            raise
+    watch.record.seconds += time.perf_counter() - start
 
 
 def _grows(module: nn.Module) -> bool:

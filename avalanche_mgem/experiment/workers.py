@@ -8,10 +8,11 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from logging.handlers import QueueHandler
 from pathlib import Path
 from typing import Any
@@ -49,46 +50,122 @@ def available_cores() -> int:
 
 
 def run_here(
-    specifications: Mapping[str, RunSpecification], store: ResultStore, report: Report
+    specifications: Mapping[str, RunSpecification],
+    store: ResultStore,
+    report: Report,
+    *,
+    checkpoints: bool = True,
 ) -> Generator[Outcome, None, None]:
-    """Run one after the other in this process; yield (key, result or exception)."""
+    """Run one after the other in this process; yield (key, result or exception).
+
+    checkpoints: save each run after each experience, and resume those that are saved.
+    """
     _LOG.info("%d runs in this process", len(specifications))
     for key, specification in specifications.items():
         try:
-            yield key, _run_and_save(key, specification, store.folder, report)
+            keeps = Keeps(checkpoints=checkpoints)
+            yield key, run_and_save(key, specification, store.folder, report, keeps)
         except Exception as error:
             yield key, error
 
 
 def run_in_workers(
-    specifications: Mapping[str, RunSpecification], store: ResultStore, report: Report, jobs: int
+    specifications: Mapping[str, RunSpecification],
+    store: ResultStore,
+    report: Report,
+    jobs: int,
+    *,
+    checkpoints: bool = True,
 ) -> Generator[Outcome, None, None]:
     """Run in `jobs` processes; yield (key, result or exception) as they finish.
 
-    The workers end with the last run, with an exception in the caller, and with this process,
-    however it ends. What they log is logged in this process.
-
     Raises:
         WorkerDiedError: a worker ended before its run did.
+    """
+    _LOG.info("%d runs in %d worker processes", len(specifications), jobs)
+    with in_workers(jobs, report) as engine:
+        futures = {
+            engine.submit(key, specification, store.folder, Keeps(checkpoints=checkpoints)): key
+            for key, specification in specifications.items()
+        }
+        pending = set(futures)
+        while pending:
+            done = engine.wait(pending)
+            pending -= done
+            for future in done:
+                yield futures[future], outcome_of(future)
+
+
+@dataclass(frozen=True)
+class Keeps:
+    """What a run leaves besides its result: checkpoints while it runs, and logs."""
+
+    checkpoints: bool = True
+    logs: bool = True
+
+
+Submit = Callable[[str, RunSpecification, Path, Keeps], "Future[RunResult]"]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What does runs.
+
+    Args:
+        submit: called with a run's key, the run, its results folder and what it leaves, returns
+            the future of its result.
+        pass_on: reports and logs what the runs have told.
+    """
+
+    submit: Submit
+    pass_on: Callable[[], None]
+
+    def wait(self, pending: Iterable[Future[RunResult]]) -> set[Future[RunResult]]:
+        """Wait a moment; return the runs that are finished."""
+        done, _ = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
+        self.pass_on()
+        return done
+
+
+@contextmanager
+def in_this_process(report: Report) -> Iterator[Engine]:
+    """Do each run as it is submitted."""
+
+    def submit(
+        key: str, specification: RunSpecification, folder: Path, keeps: Keeps
+    ) -> Future[RunResult]:
+        future: Future[RunResult] = Future()
+        try:
+            future.set_result(run_and_save(key, specification, folder, report, keeps))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    yield Engine(submit, lambda: None)
+
+
+@contextmanager
+def in_workers(jobs: int, report: Report) -> Iterator[Engine]:
+    """Do runs in `jobs` processes.
+
+    The workers end with the block, with an exception in it, and with this process, however it
+    ends. What they log is logged in this process.
     """
     context = multiprocessing.get_context("spawn")
     reports = context.Queue()
     threads = max(1, available_cores() // jobs)
     level = _package_log().getEffectiveLevel()
-    _LOG.info("%d runs in %d worker processes, %d threads each", len(specifications), jobs, threads)
+    _LOG.info("%d worker processes, %d threads each", jobs, threads)
     pool = ProcessPoolExecutor(jobs, context, _start_worker, (reports, threads, level))
-    with _stopped_on_error(pool):
+
+    def submit(
+        key: str, specification: RunSpecification, folder: Path, keeps: Keeps
+    ) -> Future[RunResult]:
         with _interrupts_held_back():  # by the children, too, while they start
-            futures = {
-                pool.submit(_run_in_worker, key, specification, store.folder): key
-                for key, specification in specifications.items()
-            }
-        pending: set[Future[RunResult]] = set(futures)
-        while pending:
-            done, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
-            _pass_on(reports, report)
-            for future in done:
-                yield futures[future], _outcome(future)
+            return pool.submit(_run_in_worker, key, specification, folder, keeps)
+
+    with _stopped_on_error(pool):
+        yield Engine(submit, lambda: _pass_on(reports, report))
     _pass_on(reports, report)
 
 
@@ -119,27 +196,42 @@ def require_picklable(specifications: Sequence[RunSpecification]) -> None:
                 ) from error
 
 
-def _outcome(future: Future[RunResult]) -> RunResult | BaseException:
+def outcome_of(future: Future[RunResult]) -> RunResult | BaseException:
+    """Return a run's result, or what it failed with; raises WorkerDiedError."""
     error = future.exception()
     if isinstance(error, BrokenProcessPool):
         raise WorkerDiedError from error
     return error or future.result()
 
 
-def _run_and_save(
-    key: str, specification: RunSpecification, folder: Path, report: Report
+def run_and_save(
+    key: str, specification: RunSpecification, folder: Path, report: Report, keeps: Keeps
 ) -> RunResult:
+    """Do a run, or what is left of it, and write its result into a results folder."""
+    from avalanche_mgem.checkpoint import CheckpointError
     from avalanche_mgem.experiment.run import run
 
     store = ResultStore(folder)
-    store.clear_unfinished(key)
-    result = run(
-        specification,
-        tensorboard=store.tensorboard(key),
-        metrics_csv=store.metrics_csv(key),
-        progress=lambda done: report(key, done),
-    )
+
+    def attempt() -> RunResult:
+        if not (keeps.checkpoints and store.has_checkpoint(key)):
+            store.clear_unfinished(key)
+        return run(
+            specification,
+            tensorboard=store.tensorboard(key) if keeps.logs else None,
+            metrics_csv=store.metrics_csv(key) if keeps.logs else None,
+            checkpoint=store.checkpoint(key) if keeps.checkpoints else None,
+            progress=lambda done: report(key, done),
+        )
+
+    try:
+        result = attempt()
+    except CheckpointError as error:
+        _LOG.warning("%s starts over: %s", key, error)
+        store.clear_unfinished(key)
+        result = attempt()
     store.save(key, result)
+    store.clear_checkpoint(key)
     return result
 
 
@@ -162,10 +254,13 @@ def _leave_with_parent() -> None:
         os._exit(1)
 
 
-def _run_in_worker(key: str, specification: RunSpecification, folder: Path) -> RunResult:
-    return _run_and_save(
-        key, specification, folder, lambda name, done: _report_queue.put((name, done))
-    )
+def _run_in_worker(
+    key: str, specification: RunSpecification, folder: Path, keeps: Keeps
+) -> RunResult:
+    def report(name: str, done: float) -> None:
+        _report_queue.put((name, done))
+
+    return run_and_save(key, specification, folder, report, keeps)
 
 
 @contextmanager

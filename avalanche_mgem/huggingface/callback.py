@@ -26,6 +26,8 @@ from avalanche_mgem.restriction.rows import Normalize
 class MIGUCallback(ShowsGate, TrainerCallback, ExportableState):
     """Let only those rows of linear layers move whose outputs are the largest.
 
+    Example::
+
         migu = MIGUCallback()
         for dataset in tasks:
             Trainer(model, arguments, train_dataset=dataset, callbacks=[migu]).train()

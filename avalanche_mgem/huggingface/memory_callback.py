@@ -33,6 +33,8 @@ from avalanche_mgem.restriction.rounds import Ridge
 class MGEMCallback(RestrictsByMemory, TrainerCallback, ExportableState):
     """Restrict every update so that it does no harm to the memory of past tasks.
 
+    Example::
+
         mgem = MGEMCallback(64, memory_groups=4, memory_strength="auto", restrict="update")
         for dataset in tasks:
             Trainer(model, arguments, train_dataset=dataset, callbacks=[mgem]).train()

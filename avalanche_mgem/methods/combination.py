@@ -73,12 +73,15 @@ class Combination:
     alone has goes by its name ("mask_fraction"); where several have one of that name, by the part's
     and its own ("mgem-d.seed").
 
+    base: called in place of Naive, a subclass of it.
+
     Raises:
         ValueError: what the plugins raise; of a setting that several parts have, the message begins
             with the part's name.
     """
 
     parts: tuple[Part, ...]
+    base: Callable[..., Any] = known.NAIVE
 
     def __call__(self, *, plugins: Any = (), **arguments: Any) -> Any:
         """Return a strategy; further plugins come after those of the parts."""
@@ -87,7 +90,7 @@ class Combination:
             with self.named(part):
                 made.append(part.plugin(**self._settings_of(part, arguments)))
         rest = {name: v for name, v in arguments.items() if name not in self.setting_names}
-        return known.NAIVE(plugins=[*made, *(plugins or ())], **rest)
+        return self.base(plugins=[*made, *(plugins or ())], **rest)
 
     @property
     def setting_names(self) -> set[str]:
@@ -170,8 +173,13 @@ def combined(name: str, methods: Sequence[Method]) -> Method:
         for own, value in method.settings.items()
     }
     description = " and ".join(method.name for method in methods) + " together"
+    space = {
+        strategy.setting_name(f"{part.name}.{own}"): dimension
+        for part, method in owned.values()
+        for own, dimension in method.space.items()
+    }
     settings = {**settings, **_less_masked(parts), **_scaled_steps(owned.values())}
-    return Method(name, strategy, settings, description, strategy.check)
+    return Method(name, strategy, settings, description, strategy.check, space=space)
 
 
 def _parts(name: str, method: Method) -> tuple[Part, ...]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from avalanche_mgem.arguments import flag, instance, suggestion
 from avalanche_mgem.lazy import Lazy, option_names, resolved
+from avalanche_mgem.methods.space import Choices, Range, Space
 
 _TEMPLATES = "avalanche.training.templates."
 
@@ -81,6 +82,7 @@ class Method:
             anything is trained; raises a ValueError that begins with the setting's name.
         whole_stream: trained once, with `strategy.train(train_stream)`, instead of on each
             experience in turn; then R has its last row only.
+        space: what a sweep tries unless it is told otherwise, {setting: `Range` or `Choices`}.
 
     Raises:
         ValueError: no name, a strategy that cannot be called, or another value of another kind.
@@ -92,6 +94,7 @@ class Method:
     description: str = ""
     check: Check | None = None
     whole_stream: bool = False
+    space: Space = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
@@ -110,15 +113,26 @@ class Method:
                 f"check of {self.name!r} must be a function or None, got {self.check!r}"
             )
         object.__setattr__(self, "whole_stream", flag("whole_stream", self.whole_stream))
+        whole = isinstance(self.space, Mapping) and all(
+            isinstance(k, str) and isinstance(v, Range | Choices) for k, v in self.space.items()
+        )
+        if not whole:
+            raise ValueError(
+                f"space of {self.name!r} must be {{setting: Range or Choices}}, got {self.space!r}"
+            )
 
     def variant(self, name: str | None = None, /, **settings: Any) -> Method:
         """Return the method with some settings changed, under another name if one is given.
 
+        What is changed is no more in its space.
+
         Raises:
             ValueError: a setting that the strategy does not take, with the nearest names.
         """
-        changes = {self._known(setting): value for setting, value in settings.items()}
-        return replace(self, name=name or self.name, settings={**self.settings, **changes})
+        changes = {self.known_setting(setting): value for setting, value in settings.items()}
+        space = {k: v for k, v in self.space.items() if k not in changes}
+        settings = {**self.settings, **changes}
+        return replace(self, name=name or self.name, settings=settings, space=space)
 
     @property
     def setting_names(self) -> set[str]:
@@ -127,8 +141,12 @@ class Method:
             return self.strategy.setting_names
         return option_names(self.strategy) - COMMON
 
-    def _known(self, setting: str) -> str:
-        """Return the name that the strategy has for a setting."""
+    def known_setting(self, setting: str) -> str:
+        """Return the name that the strategy has for a setting.
+
+        Raises:
+            ValueError: a setting that the strategy does not take, with the nearest names.
+        """
         if setting in COMMON:
             raise ValueError(
                 f"{self.name}.{setting}: the comparison decides this for all methods alike"

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from avalanche_mgem.arguments import as_path
+from avalanche_mgem.files import read_toml
 from avalanche_mgem.methods.method import Method
 from avalanche_mgem.methods.registry import METHODS, find_method
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 _FORM = 'a method is a table such as [gem-weak] with base = "gem" and memory_strength = 0.1'
 
@@ -37,7 +32,7 @@ def load_methods(path: str | Path) -> list[Method]:
             an unknown base or setting, or with the name of another method. The message names the
             file and the table.
     """
-    tables = _read(as_path("path", path))
+    tables = read_toml("path", as_path("path", path))
     if not tables:
         raise ValueError(f"path {path}: holds no method; {_FORM}")
     methods = []
@@ -47,17 +42,6 @@ def load_methods(path: str | Path) -> list[Method]:
         except ValueError as error:
             raise ValueError(f"{path}, [{name}]: {error}") from error
     return methods
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            tables: dict[str, Any] = tomllib.load(file)
-    except OSError as error:
-        raise ValueError(f"path {path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # also what is no UTF-8
-        raise ValueError(f"path {path}: is no valid TOML: {error}") from error
-    return tables
 
 
 def _method(name: str, table: Any) -> Method:

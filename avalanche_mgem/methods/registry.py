@@ -19,30 +19,60 @@ from avalanche_mgem.methods.settings import (
     check_mgem,
     check_migu,
 )
+from avalanche_mgem.methods.space import Range, Space
+
+_STRENGTHS = Range(0.0, 1.0)
+_GROUPS = Range(2, 32, log=True)
+_WEIGHTS = Range(0.01, 10_000.0, log=True)  # of penalties, as benchmarks/choose.py tries them
+
+# What a sweep tries of a setting, where a method has it and the value is not what it is about.
+_MGEM_SPACE: Space = {
+    "memory_strength": _STRENGTHS,
+    "parameter_groups": _GROUPS,
+    "memory_groups": Range(2, 16, log=True),  # 4 patterns each, of the default's 64
+}
+_HYBRID_SPACE: dict[str, Space] = {
+    "adaptive": {"threshold": Range(-0.5, 0.5)},
+    "frozen": {"low": Range(0, 2)},
+    "decay": {"magnitude_decay": Range(0.0, 1.5)},
+}
+_LORA_SPACE: Space = {
+    "rank": Range(2, 32, log=True),
+    "alpha": Range(8.0, 64.0, log=True),
+    "dropout": Range(0.0, 0.2),
+    "orthogonality": Range(0.05, 5.0, log=True),
+}
 
 
 def _mgem(name: str, description: str, **settings: Any) -> Method:
     memory = {"patterns_per_experience": Memory.PER_EXPERIENCE, "memory_strength": 0.5}
-    return Method(name, known.MGEM, {**memory, **settings}, description, check_mgem)
+    settings = {**memory, **settings}
+    space = {k: v for k, v in _MGEM_SPACE.items() if v.holds(settings.get(k))}
+    return Method(name, known.MGEM, settings, description, check_mgem, space=space)
 
 
 def _migu(name: str, description: str, **settings: Any) -> Method:
-    published = {"mask_fraction": 0.7, "freeze": "gradient"}
-    return Method(name, known.MIGU, {**published, **settings}, description, check_migu)
+    settings = {"mask_fraction": 0.7, "freeze": "gradient", **settings}
+    space = {"mask_fraction": Range(0.1, 0.9)}
+    return Method(name, known.MIGU, settings, description, check_migu, space=space)
 
 
 def _hybrid(name: str, mode: str, description: str, **settings: Any) -> Method:
-    return Method(name, known.HYBRID, {"mode": mode, **settings}, description, check_hybrid)
+    settings, space = {"mode": mode, **settings}, _HYBRID_SPACE.get(mode, {})
+    return Method(name, known.HYBRID, settings, description, check_hybrid, space=space)
 
 
 def _lora(name: str, plugin: Lazy, description: str, **settings: Any) -> Method:
     strategy = Combination((Part(name, plugin, check_lora, ("transformers", "peft")),))
-    published = {"rank": 8, "alpha": 32, "dropout": 0.05}
-    return Method(name, strategy, {**published, **settings}, description, strategy.check)
+    settings = {"rank": 8, "alpha": 32, "dropout": 0.05, **settings}
+    space = {k: v for k, v in _LORA_SPACE.items() if k in settings}
+    return Method(name, strategy, settings, description, strategy.check, space=space)
 
 
-def _baseline(name: str, strategy: Lazy, description: str, **settings: Any) -> Method:
-    return Method(name, strategy, settings, description, check_baseline)
+def _baseline(
+    name: str, strategy: Lazy, description: str, space: Space | None = None, **settings: Any
+) -> Method:
+    return Method(name, strategy, settings, description, check_baseline, space=space or {})
 
 
 _AUTO = {"memory_strength": "auto"}
@@ -55,18 +85,24 @@ _ALL = (
         "replay", known.REPLAY, "half of each minibatch from the memory", mem_size=Memory.TOTAL
     ),
     _baseline(
-        "ewc", known.EWC, "a penalty on moving what mattered (Fisher diagonal)", ewc_lambda=10.0
+        "ewc",
+        known.EWC,
+        "a penalty on moving what mattered (Fisher diagonal)",
+        {"ewc_lambda": _WEIGHTS},
+        ewc_lambda=10.0,
     ),
     _baseline(
         "si",
         known.SI,
         "a penalty on moving what lowered the loss (path integral)",
+        {"si_lambda": _WEIGHTS},
         si_lambda=100.0,
     ),
     _baseline(
         "lwf",
         known.LWF,
         "answer on new samples as the model before did (distillation)",
+        {"alpha": _WEIGHTS, "temperature": Range(1.0, 4.0)},
         alpha=10.0,
         temperature=2.0,
     ),
@@ -81,6 +117,7 @@ _ALL = (
         "gem",
         known.GEM,
         "one constraint a past task (Avalanche's GEMPlugin)",
+        {"memory_strength": _STRENGTHS},
         patterns_per_exp=Memory.PER_EXPERIENCE,
         memory_strength=0.5,
     ),

@@ -86,3 +86,19 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
         if not front or points[i][1] > points[front[-1]][1] or points[i] == points[front[-1]]:
             front.append(i)
     return sorted(front, key=lambda i: (points[i][0], i))
+
+
+def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:
+    """Return the area that points dominate and that dominates a reference, both to be large.
+
+    Points with a NaN, and those that are no better than the reference in both coordinates, add
+    nothing (Zitzler and Thiele, IEEE Trans. Evol. Comput. 3(4), 1999).
+    """
+    area, below = 0.0, reference[1]
+    front = [points[i] for i in pareto_front(points)]
+    # From the largest first coordinate down, each point adds a rectangle above the one before.
+    for x, y in reversed(front):
+        if x > reference[0] and y > below:
+            area += (x - reference[0]) * (y - below)
+            below = y
+    return area

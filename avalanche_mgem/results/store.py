@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +18,7 @@ if sys.platform != "win32":
 
 _MARK = "avalanche-mgem.json"
 _LOCK = ".lock"
+_CHECKPOINTS = "checkpoints"
 _FORMAT = 1
 
 
@@ -106,10 +107,36 @@ class ResultStore:
         """File of the run's scalar metrics."""
         return self.folder / "metrics" / f"{key}.csv"
 
+    def checkpoint(self, key: str) -> Path:
+        """File that a run resumes from after a stop."""
+        return self.folder / _CHECKPOINTS / f"{key}.ckpt"
+
+    def has_checkpoint(self, key: str) -> bool:
+        """Whether there is a file that a run may resume from."""
+        from avalanche_mgem.checkpoint.files import previous_of  # with torch
+
+        path = self.checkpoint(key)
+        return path.exists() or previous_of(path).exists()
+
     def clear_unfinished(self, key: str) -> None:
-        """Remove the logs of a run that was stopped before it finished."""
+        """Remove the logs and the checkpoint of a run that was stopped before it finished."""
         shutil.rmtree(self.tensorboard(key), ignore_errors=True)
         self.metrics_csv(key).unlink(missing_ok=True)
+        self.clear_checkpoint(key)
+
+    def clear_checkpoint(self, key: str) -> None:
+        """Remove the checkpoint of a run."""
+        path = self.checkpoint(key)
+        if not path.parent.is_dir():
+            return
+        from avalanche_mgem.checkpoint.files import remove_checkpoint  # with torch
+
+        remove_checkpoint(path)
+
+    def tidy(self) -> None:
+        """Remove the folder of checkpoints, if it is empty; no run may be under way here."""
+        with suppress(OSError):  # there is none, or runs that are not finished have theirs there
+            (self.folder / _CHECKPOINTS).rmdir()
 
     @property
     def _mark(self) -> Path:

@@ -16,6 +16,8 @@ from avalanche_mgem.arguments import as_list, as_path, bounded_int, flag, instan
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 """What an .npz file of data holds."""
 DEFAULT_ROOT = Path("data")
+LEAST_AUGMENTED = 16
+"""Height and width of the smallest images that are cropped and flipped."""
 
 _IDX_FILES = tuple(
     f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")

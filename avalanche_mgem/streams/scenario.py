@@ -15,6 +15,7 @@ from avalanche.benchmarks.utils import (
     TaskAwareSupervisedClassificationDataset,
     TaskLabels,
 )
+from avalanche.benchmarks.utils.transform_groups import TransformGroups
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -115,14 +116,20 @@ def make_scenario(
 
 
 def task_aware(
-    dataset: Any, labels: Sequence[int], task_labels: Sequence[int]
+    dataset: Any,
+    labels: Sequence[int],
+    task_labels: Sequence[int],
+    *,
+    transforms: TransformGroups | None = None,
 ) -> TaskAwareSupervisedClassificationDataset:
     """Return a data set as one of Avalanche's with these labels and task labels of its items.
 
-    One of Avalanche's keeps its transforms and its other attributes.
+    One of Avalanche's keeps its transforms, before `transforms`, and its other attributes.
     """
     attributes = [DataAttribute(labels, "targets"), TaskLabels(task_labels)]
-    return TaskAwareSupervisedClassificationDataset([dataset], data_attributes=attributes)
+    return TaskAwareSupervisedClassificationDataset(
+        [dataset], data_attributes=attributes, transform_groups=transforms
+    )
 
 
 def scenario_of(**streams: Sequence[TaskAwareSupervisedClassificationDataset]) -> CLScenario:

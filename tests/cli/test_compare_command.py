@@ -32,6 +32,19 @@ def test_compare_shows_a_table_and_continues(command, tmp_path):
     assert {row["configuration.training.memory"] for row in table} == {"10"}
 
 
+def test_checkpoints_are_saved_unless_told_otherwise(command, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(
+        "avalanche_mgem.experiment.resuming.save_checkpoint",
+        lambda strategy, path, **_: saved.append(path),
+    )
+    options = ["compare", "--methods", "naive", "--seeds", 1, *TINY]
+    for option, count in (("--no-checkpoints", 0), ("--checkpoints", 1)):
+        result = command(*options, option, "--out", option.strip("-"))
+        assert result.exit_code == 0, result.output
+        assert len(saved) == count
+
+
 def test_tasks_that_share_classes_on_spoilt_images(command):
     result = command(
         *["compare", "--stream", "correlated-digits+noise:2,none", "--methods", "naive"],

@@ -157,7 +157,7 @@ def test_a_failure_is_named_and_loses_nothing_else(compare, tmp_path):
 
 
 def test_a_dead_worker_is_told_and_loses_nothing_else(compare, tmp_path, monkeypatch):
-    def one_and_then_death(runs, store, report, jobs):
+    def one_and_then_death(runs, store, report, jobs, *, checkpoints):
         yield next(run_here(runs, store, report))
         raise WorkerDiedError
 

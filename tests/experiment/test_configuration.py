@@ -28,6 +28,12 @@ from avalanche_mgem.results.describe import describe
         ("memory", True),
         ("eval_every", 0),
         ("eval_every", 2.5),
+        ("precision", "fp32"),
+        ("accumulate", 0),
+        ("accumulate", 11),  # of a minibatch of 10
+        ("clip", 0.0),
+        ("schedule", "cosinus"),
+        ("augment", "yes"),
     ],
 )
 def test_bad_training_is_refused_by_name(name, value):
@@ -66,6 +72,12 @@ def test_the_key_changes_with_whatever_decides_the_result():
         specification(gem, training=replace(base.training, memory=17)),
         specification(gem, training=replace(base.training, learning_rate=0.2)),
         specification(gem, training=replace(base.training, eval_every=10)),
+        specification(gem, training=replace(base.training, precision="bf16")),
+        specification(gem, training=replace(base.training, precision="fp16")),
+        specification(gem, training=replace(base.training, accumulate=2)),
+        specification(gem, training=replace(base.training, clip=1.0)),
+        specification(gem, training=replace(base.training, schedule="step")),
+        specification(gem, training=replace(base.training, augment=True)),
     ]
     keys = [base.key, *(other.key for other in others)]
     assert len(set(keys)) == len(keys)
@@ -79,7 +91,8 @@ def test_the_key_keeps_to_what_decides_the_result():
     base = specification(stream=stream())
     faster = replace(base.training, eval_batch_size=7)
     assert specification(stream=stream(), training=faster).key == base.key
-    assert "eval_every" not in base.description()["training"]
+    told = {"precision", "accumulate", "clip", "schedule", "augment", "eval_every"}
+    assert not told & base.description()["training"].keys()
     assert specification(stream=stream(data_root="somewhere", download=False)).key == base.key
     assert specification(stream=stream(train_per_experience=5)).key != base.key
 

@@ -17,7 +17,8 @@ from torch import nn
 
 from avalanche_mgem.evaluation import EvaluateEvery
 from avalanche_mgem.experiment import METHODS, find_method
-from avalanche_mgem.experiment.run import build_strategy, quiet_avalanche, run
+from avalanche_mgem.experiment.building import build_strategy
+from avalanche_mgem.experiment.run import quiet_avalanche, run
 from avalanche_mgem.streams import permuted_stream
 
 # Avalanche's synaptic intelligence passes tensors to NumPy's functions.

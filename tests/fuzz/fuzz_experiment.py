@@ -30,6 +30,7 @@ _ANY_HEADS = one_of("single", "growing", "multi")
 _NO_WIDTHS = "[]|()|np []|tensor [0]"
 _WIDTHS = kind((3,), [4, 5], [np.int64(3)], may="")
 _SETTINGS = "{}|{'x': 'y'}|{'x': [None]}|{0: 1}|{None: None}"
+_REAL = "0|1|3|0.0|-0.0|0.5|2.0|1e-320|2**70|Fraction|np.int64|np.uint8|np.float32"
 _RUN = experiment.RunResult("naive", "tiny", 0, np.eye(2), np.zeros(2), 1.0)
 _RUNS = kind([_RUN], (_RUN,))
 _TWO_METHODS = kind([_RUN, replace(_RUN, method="gem")], (_RUN, replace(_RUN, method="gem")))
@@ -45,6 +46,7 @@ _METHODS = kind(
 def write_files():
     """Put what the names above stand for into the current folder."""
     Path("methods.toml").write_text('[weak]\nbase = "gem"\nmemory_strength = 0.1\n')
+    Path("space.toml").write_text("[gem]\nmemory_strength = {low = 0.0, high = 1.0}\n")
     store = ResultStore("results")
     store.create()
     store.save("a", _RUN)
@@ -107,6 +109,12 @@ EXPERIMENT = {
             "length_buckets": optional(COUNT),
             "validation": kind(0.0, 0.25, may="0|0.0|-0.0|0.5|1e-320|Fraction|np.float32"),
             "eval_every": optional(COUNT),
+            "precision": optional(one_of("bf16", "fp16")),
+            # More parts than samples in a minibatch are refused.
+            "accumulate": kind(1, np.int64(3), may="1|3|np.int64|np.uint8"),
+            "clip": optional(POSITIVE),
+            "schedule": optional(one_of("cosine", "step")),
+            "augment": FLAG,
         },
     ),
     "Method": Target(
@@ -118,6 +126,7 @@ EXPERIMENT = {
             "description": kind("", "a line", may=ANY_STRING),
             "check": kind(None, lambda settings, n: None, may="None|a class|a function"),
             "whole_stream": FLAG,
+            "space": kind({}, {"alpha": experiment.Range(0, 1)}, may="{}"),
         },
     ),
     "FixedStream": Target(
@@ -157,6 +166,22 @@ EXPERIMENT = {
         experiment.find_method,
         {"name": kind("naive", "replay+migu", more={"near": "naivee"})},
         called={"name": "methods"},
+    ),
+    "Range": Target(
+        experiment.Range,
+        {
+            # Below the least good value of high, and above 0 where log=True.
+            "low": kind(0.5, 1, np.float32(0.5), may=f"{_REAL}|-1|-0.5"),
+            "high": kind(2.0, 3, may=f"{_REAL}|-1|-0.5"),
+            "log": FLAG,
+        },
+    ),
+    "Choices": Target(
+        experiment.Choices,
+        {"values": kind(("a", "b"), [1, 2.5], (True,), may="")},
+    ),
+    "load_spaces": Target(
+        experiment.load_spaces, {"path": kind("space.toml")}, called={"path": "space"}
     ),
     "load_methods": Target(experiment.load_methods, {"path": kind("methods.toml")}),
     "load_results": Target(

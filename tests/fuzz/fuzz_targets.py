@@ -51,6 +51,7 @@ NOT_TRIED = {
     "Features": _BATCH,
     "TextBatch": _BATCH,
     "compare": "it trains for minutes; tests/experiment/test_checks.py has what it refuses",
+    "sweep": "it trains for minutes; tests/experiment/test_sweeps.py has what it refuses",
     "main": "the command; tests/cli has what it refuses",
     "model_and_tokenizer": _OWN,
     "is_lazy": _OWN,

@@ -10,8 +10,9 @@ from run_cases import specification
 from tiny import Call, train
 
 from avalanche_mgem.experiment import METHODS, TEXT_METHODS, find_method
+from avalanche_mgem.experiment.building import build_strategy
 from avalanche_mgem.experiment.checks import check_runs
-from avalanche_mgem.experiment.run import SilentLogger, build_strategy
+from avalanche_mgem.experiment.run import SilentLogger
 from avalanche_mgem.huggingface.lora import LoRAPlugin, OLoRAPlugin
 from avalanche_mgem.methods.penalties import LwFPlugin, SynapticIntelligencePlugin
 from avalanche_mgem.methods.registry import parse_settings, select_methods

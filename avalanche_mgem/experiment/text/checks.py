@@ -12,9 +12,9 @@ from avalanche.training.plugins import GEMPlugin, LwFPlugin
 from torch import nn
 
 from avalanche_mgem.bridge.strategy import Strategy
+from avalanche_mgem.experiment.building import shape_and_classes
 from avalanche_mgem.experiment.configuration import RunSpecification
 from avalanche_mgem.experiment.models import MLPFactory, bound_to, criterion_of
-from avalanche_mgem.experiment.run import shape_and_classes
 from avalanche_mgem.experiment.text.models import TextModelFactory
 from avalanche_mgem.experiment.text.stream import TextStream
 from avalanche_mgem.huggingface.losses import TokenLoss

@@ -65,7 +65,7 @@ def tradeoff_figure(results: Sequence[RunResult]) -> Figure:
     axes.set_ylabel("Backward transfer (BWT)")
     for index, (method, (la, bwt)) in enumerate(scores.items()):
         _draw_point(axes, method, la, bwt, style(index), divergence_note(groups[method]))
-    _draw_front(axes, list(points.values()))
+    draw_front(axes, list(points.values()))
     note = explain(groups, "bars: its 95% intervals")
     legend(figure, axes, f"Up and right is better\n{note}")
     _label_points(figure, axes, points)
@@ -89,21 +89,16 @@ def _draw_point(
     axes.plot(la[0], bwt[0], label=label, markersize=7, zorder=3, **{**look, "linestyle": "none"})
 
 
-def _draw_front(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
-    """Draw the edge of what is dominated, out to the axes, so that one point has an edge too."""
+def draw_front(axes: Axes, points: Sequence[tuple[float, float]], **look: Any) -> None:
+    """Draw the edge of what is dominated, out to the axes, so that one point has an edge too.
+
+    look: of the line, in place of a grey dashed one.
+    """
     front = [points[i] for i in pareto_front(points)]
     left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
     x, y = zip((left, front[0][1]), *front, (front[-1][0], bottom), strict=True)
-    axes.plot(
-        x,
-        y,
-        drawstyle="steps-pre",
-        color="0.6",
-        linewidth=1.2,
-        linestyle=(0, (6, 2)),
-        zorder=1,
-        label="Pareto front of the means",
-    )
+    usual = {"color": "0.6", "linestyle": (0, (6, 2)), "label": "Pareto front of the means"}
+    axes.plot(x, y, **{**usual, "drawstyle": "steps-pre", "linewidth": 1.2, "zorder": 1, **look})
     axes.set_xlim(left=left)
     axes.set_ylim(bottom=bottom)
 
