@@ -1,6 +1,7 @@
 """Methods by name and their settings."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from avalanche.training.supervised import Naive
@@ -35,7 +36,9 @@ def test_the_methods_of_the_first_comparison_are_known():
 def test_every_setting_is_one_that_the_strategy_takes(name):
     method = METHODS[name]
     assert set(method.settings) <= method.setting_names
-    assert method.variant(**method.settings) == method
+    same = method.variant(**method.settings)
+    assert replace(same, space=method.space) == method
+    assert not set(same.space) & set(method.settings)
     if method.check is not None:
         method.check(method.resolved_settings(64, 10), 10)
 
