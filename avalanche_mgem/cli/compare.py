@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 
 from avalanche_mgem.cli.errors import errors_told
@@ -51,7 +53,7 @@ def compare(
             training=training_of(stream, training),
             model=factory,
             settings=parse_settings(methods.assignments or []),
-            out=runs.out,
+            out=runs.out or Path("mgem-compare"),
             jobs=jobs_of(stream, training, runs),
             checkpoints=runs.checkpoints,
             console=Console(),

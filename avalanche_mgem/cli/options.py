@@ -24,7 +24,7 @@ class MethodOptions:
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Names, with commas between; default: eleven of --list; "
+            help="Names, with commas between; default: some of --list; "
             "with + between, a combination: replay+migu."
         ),
     ] = None
@@ -193,7 +193,10 @@ class RunOptions:
         bool,
         typer.Option(help="Save each run after each experience; after a stop it resumes there."),
     ] = True
-    out: Annotated[Path, typer.Option(help="Results folder.")] = Path("mgem-compare")
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Results folder; default: mgem-compare, of a sweep mgem-sweep."),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,9 @@ class SweepOptions:
     trials: Annotated[int, typer.Option(help="Trials of each method.")] = 40
     objective: Annotated[
         str,
-        typer.Option(help="One or two of acc, bwt, la, forgetting, aia, min_acc, wc_acc."),
+        typer.Option(
+            help="One or two of acc, bwt, la, forgetting, aia, min_acc, wc_acc, acc_task_il."
+        ),
     ] = "la,bwt"
     sampler: Annotated[str, typer.Option(help="tpe, random, nsga2, gp or qmc, of optuna.")] = "tpe"
     pruner: Annotated[
@@ -68,7 +70,6 @@ def sweep(
         from avalanche_mgem.methods.registry import parse_settings
 
         made_stream, factory = stream_and_model(stream, model)
-        out = Path("mgem-sweep") if runs.out == RunOptions.out else runs.out
         run_sweep(
             names(choice.methods) or [],
             space=choice.space,
@@ -82,7 +83,7 @@ def sweep(
             model=factory,
             training=training_of(stream, training),
             settings=parse_settings(choice.assignments or []),
-            out=out,
+            out=runs.out or Path("mgem-sweep"),
             jobs=jobs_of(stream, training, runs),
             checkpoints=runs.checkpoints,
             console=Console(),

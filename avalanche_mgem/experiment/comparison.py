@@ -109,7 +109,7 @@ def compare(
     ]
     store = ResultStore(out)
     keyed = {specification.key: specification for specification in specifications}
-    finished = {key: result for key in keyed if (result := store.load(key)) is not None}
+    finished = _finished(store, keyed)
     todo = {key: specification for key, specification in keyed.items() if key not in finished}
     for key in keyed:
         _LOG.info("%s is %s", key, "finished" if key in finished else "to be run")
@@ -123,6 +123,7 @@ def compare(
     check_runs(list(todo.values()))
     store.create()
     with store.locked():
+        finished |= _finished(store, todo)  # by a comparison that was at work here until now
         for key in finished:  # of a process that was killed between the two
             store.clear_checkpoint(key)
         runs = partial(_outcomes, store=store, jobs=jobs, checkpoints=checkpoints)
@@ -130,6 +131,10 @@ def compare(
             return _run_and_present(keyed, finished, store, runs, console or Console())
         finally:
             store.tidy()
+
+
+def _finished(store: ResultStore, keys: Iterable[str]) -> dict[str, RunResult]:
+    return {key: result for key in keys if (result := store.load(key)) is not None}
 
 
 def _seed_list(seeds: int | Sequence[int]) -> list[int]:

@@ -72,9 +72,9 @@ class Training:
         eval_every: evaluate every so many iterations too, for the stability gap, see
             `EvaluateEvery`; training goes as without. None: after each experience alone.
         precision: "bf16" or "fp16": half precision, see `MixedPrecision`. None: the model's own.
-        accumulate: each minibatch goes through the model in so many parts, at most `batch_size`,
-            with one step all the same, see `GradientAccumulation`. A minibatch that a memory makes
-            longer goes through in parts of the same size. 1: whole.
+        accumulate: each minibatch goes through the model in at most so many parts, with one step
+            all the same, see `GradientAccumulation`; `batch_size` at the most. A minibatch that a
+            memory makes longer goes through in parts of the same size. 1: whole.
         clip: norm to clip gradients to, after all that restricts them, see `ClipGradientPlugin`.
             None: they are not clipped.
         schedule: of the learning rate over each experience, beginning anew with each: a name in

@@ -54,6 +54,7 @@ def run(
     tensorboard: Path | None = None,
     metrics_csv: Path | None = None,
     checkpoint: Path | None = None,
+    tests: bool = True,
     progress: Progress = lambda _: None,
 ) -> RunResult:
     """Train the method on every experience in turn and evaluate after each, or more often.
@@ -75,6 +76,7 @@ def run(
         tensorboard: folder of the TensorBoard log; None: none is written.
         metrics_csv: file of the scalar metrics; None: none is written.
         checkpoint: file to resume from and to save to; None: nothing is saved. It stays there.
+        tests: evaluate the test data. False: those held out alone; R of the test data is NaN.
         progress: called after each evaluation.
 
     Raises:
@@ -87,7 +89,7 @@ def run(
         preserved_random_state(),
         _open_loggers(tensorboard, metrics_csv) as loggers,
     ):
-        return _run(specification, loggers, progress, checkpoints)
+        return _run(specification, loggers, progress, checkpoints, tests)
 
 
 @contextmanager
@@ -142,6 +144,7 @@ def _run(
     loggers: list[Any],
     progress: Progress,
     checkpoints: RunCheckpoints,
+    tests: bool,
 ) -> RunResult:
     RNGManager.set_random_seeds(specification.seed)
     scenario = specification.scenario()
@@ -158,7 +161,8 @@ def _run(
     evaluator = EvaluationPlugin(*metrics, loggers=loggers)
     strategy = build_strategy(specification, scenario, evaluator)
     held_out = specification.training.validation > 0
-    evaluated = [scenario.test_stream, *([scenario.validation_stream] if held_out else [])]
+    evaluated = [scenario.test_stream] if tests else []
+    evaluated += [scenario.validation_stream] if held_out else []
     run_of, device = _name(specification), specification.training.device
     _LOG.info("%s: %d experiences on %s", run_of, len(scenario.train_stream), device)
     watch = _Watch(record, divergence, checkpoints, progress)
@@ -174,8 +178,7 @@ def _run(
         method=specification.method.name,
         stream=specification.stream_name,
         seed=specification.seed,
-        accuracy=_cut(accuracy.result("test"), size, diverged),
-        baseline=_cut(accuracy.baseline("test"), size, None if diverged is None else size),
+        **_measured(accuracy, size, diverged, tests),
         seconds=seconds,
         restriction=told,
         timings=timings,
@@ -183,8 +186,7 @@ def _run(
         versions=specification.versions,
         metrics=_means(orthogonality, gating, distance, decisions),
         diverged=diverged,
-        masked=_cut(accuracy.task_masked("test"), size, diverged),
-        validation=_held_out(accuracy, size, diverged) if held_out else None,
+        validation=_on(accuracy, VALIDATION, size, diverged) if held_out else None,
         curve=_curve(accuracy, size, diverged) if curve else None,
     )
 
@@ -193,11 +195,20 @@ def _name(specification: RunSpecification) -> str:
     return f"{specification.method.name}, seed {specification.seed}"
 
 
-def _held_out(accuracy: AccuracyMatrix, size: int, diverged: int | None) -> HeldOut:
+def _measured(
+    accuracy: AccuracyMatrix, size: int, diverged: int | None, tests: bool
+) -> dict[str, Any]:
+    """Return what was measured on the test data."""
+    if tests:
+        return vars(_on(accuracy, "test", size, diverged))
+    return {"accuracy": np.full((size, size), math.nan), "baseline": np.full(size, math.nan)}
+
+
+def _on(accuracy: AccuracyMatrix, stream: str, size: int, diverged: int | None) -> HeldOut:
     return HeldOut(
-        accuracy=_cut(accuracy.result(VALIDATION), size, diverged),
-        baseline=_cut(accuracy.baseline(VALIDATION), size, None if diverged is None else size),
-        masked=_cut(accuracy.task_masked(VALIDATION), size, diverged),
+        accuracy=_cut(accuracy.result(stream), size, diverged),
+        baseline=_cut(accuracy.baseline(stream), size, None if diverged is None else size),
+        masked=_cut(accuracy.task_masked(stream), size, diverged),
     )
 
 

@@ -88,14 +88,17 @@ def sweep_training(training: Training) -> Training:
     return training if training.validation else replace(training, validation=_HELD_OUT)
 
 
-def with_spaces(methods: Sequence[Method], space: Any) -> tuple[Method, ...]:
+def with_spaces(
+    methods: Sequence[Method], space: Any, fixed: Mapping[str, Mapping[str, Any]]
+) -> tuple[Method, ...]:
     """Return the methods with the spaces to sweep.
 
     space: None: their own; a TOML file's path; or {method: {setting: dimension}}. A method that is
-    not in it keeps its own.
+    not in it keeps its own. fixed: {method: {setting: value}}, which are not swept.
 
     Raises:
-        ValueError: a method that is not swept, a setting that a method does not have.
+        ValueError: a method that is not swept, a setting that a method does not have, or one that
+            is fixed.
     """
     if space is None:
         return tuple(methods)
@@ -104,16 +107,21 @@ def with_spaces(methods: Sequence[Method], space: Any) -> tuple[Method, ...]:
     for name in spaces:
         one_of("space", name, names)
     return tuple(
-        _with_space(method, spaces[method.name]) if method.name in spaces else method
+        _with_space(method, spaces[method.name], fixed.get(method.name, {}))
+        if method.name in spaces
+        else method
         for method in methods
     )
 
 
-def _with_space(method: Method, space: Space) -> Method:
+def _with_space(method: Method, space: Space, fixed: Mapping[str, Any]) -> Method:
     try:
         known = {method.known_setting(name): each for name, each in space.items()}
+        held = {method.known_setting(name) for name in fixed}
     except ValueError as error:
         raise ValueError(f"space: {error}") from error
+    for name in sorted(held.intersection(known)):
+        raise ValueError(f"space: {method.name}.{name} is fixed by settings; leave it out of one")
     return replace(method, space=known)
 
 

@@ -116,6 +116,14 @@ def with_tests(
     return [replace(front, chosen=tuple(map(tested, front.chosen))) for front in fronts]
 
 
+def write_choice(
+    fronts: Sequence[Front], plan: SweepPlan, studies: Sequence[MethodStudy], folder: Path
+) -> None:
+    """Write what was chosen, and all trials; test runs that fail take neither away."""
+    write_atomically(folder / "best.toml", best_toml(fronts).encode())
+    write_atomically(folder / "trials.csv", _trials_csv(plan, studies))
+
+
 def present(
     fronts: Sequence[Front],
     plan: SweepPlan,
@@ -123,9 +131,7 @@ def present(
     folder: Path,
     console: Console,
 ) -> None:
-    """Write the files of a sweep, and show the fronts."""
-    write_atomically(folder / "best.toml", best_toml(fronts).encode())
-    write_atomically(folder / "trials.csv", _trials_csv(plan, studies))
+    """Write what the sweep has found on the test data, and show the fronts."""
     write_atomically(folder / "fronts.csv", _fronts_csv(fronts))
     console.print(_table(fronts))
     if len(plan.objectives) == 2:

@@ -89,11 +89,13 @@ class SweepFolder:
         if worker == self.worker:
             return True
         path = self._workers / str(worker)
-        if not path.exists():
+        try:
+            # For writing, because NFS locks no other files.
+            with path.open("r+") as file:
+                if not _lock(file, wait=False):
+                    return True
+        except FileNotFoundError:
             return False
-        with path.open("r") as file:
-            if not _lock(file, wait=False):
-                return True
         path.unlink(missing_ok=True)
         return False
 
@@ -191,11 +193,13 @@ class MethodStudy:
         """Ask again for the trials of processes that have ended."""
         again = {trial.user_attrs.get(_AGAIN) for trial in trials}
         for trial in trials:
-            dead = not self._folder.is_at_work(trial.user_attrs.get(_WORKER))
-            if trial.state != TrialState.RUNNING or not dead:
+            running = trial.state == TrialState.RUNNING
+            if not running or self._folder.is_at_work(trial.user_attrs.get(_WORKER)):
                 continue
             if trial.number not in again:  # else this was killed between the two
-                self._study.enqueue_trial(trial.params, {_AGAIN: trial.number})
+                # What it was asked for, where it was killed before it had heard all of it.
+                asked = trial.system_attrs.get("fixed_params", {})
+                self._study.enqueue_trial({**asked, **trial.params}, {_AGAIN: trial.number})
             self._study.tell(trial.number, state=TrialState.FAIL)
 
     def _own_settings(self) -> dict[str, Any]:

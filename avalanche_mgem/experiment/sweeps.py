@@ -97,7 +97,7 @@ def sweep(
         objective: one or two of the scores acc, bwt, la, forgetting, aia, min_acc, wc_acc and
             acc_task_il.
         sampler: "tpe", "random", "nsga2", "gp" or "qmc", of optuna.
-        pruner: "wilcoxon", with the seeds as instances, which can end a trial from the fifth seed
+        pruner: "wilcoxon", with the seeds as instances, which can end a trial from the fourth seed
             on; "median", of the means so far; "none". None: "wilcoxon" where there is one
             objective. Pruned trials count and are not chosen.
         sampler_seed: of the sampler; with one process, the trials are the same each time.
@@ -122,7 +122,7 @@ def sweep(
     positive_int("jobs", jobs)
     objectives = objective_names(objective)
     plan = SweepPlan(
-        methods=with_spaces(_named(methods, settings or {}), space),
+        methods=with_spaces(_named(methods, settings or {}), space, settings or {}),
         stream=as_stream(stream),
         model=model or MLPFactory(),
         training=sweep_training(training or Training()),
@@ -133,7 +133,12 @@ def sweep(
         pruner=pruner or ("wilcoxon" if len(objectives) == 1 else "none"),
         sampler_seed=sampler_seed,
     )
-    keeps = Keeps(checkpoints=flag("checkpoints", checkpoints), logs=False)
+    if plan.training.eval_every is not None:
+        raise ValueError(
+            "training: eval_every evaluates test data within experiences, which no setting is "
+            f"chosen by; leave it out of a sweep, got {plan.training.eval_every}"
+        )
+    keeps = Keeps(checkpoints=flag("checkpoints", checkpoints), logs=False, tests=False)
     store = ResultStore(out)
     _check(plan, jobs)
     store.create()
@@ -176,7 +181,9 @@ class _Sweep:
     """A sweep at work.
 
     Attributes:
-        under_way: the trials that this process works on, by the future of a seed's run.
+        under_way: the trials that this process works on, by the future of a seed's run; several
+            where their settings are equal.
+        runs: the keys of those runs.
     """
 
     plan: SweepPlan
@@ -184,19 +191,22 @@ class _Sweep:
     keeps: Keeps
     jobs: int
     console: Console
-    under_way: dict[Future[RunResult], _Trial] = field(default_factory=dict)
+    under_way: dict[Future[RunResult], list[_Trial]] = field(default_factory=dict)
+    runs: dict[str, Future[RunResult]] = field(default_factory=dict)
 
     def work(self, studies: Sequence[MethodStudy], engine: Engine) -> None:
         """Do trials, of the first study that has some left, until none has."""
         left = list(studies)
         while left or self.under_way:
-            while left and len(self.under_way) < self.jobs:
+            while left and sum(map(len, self.under_way.values())) < self.jobs:
                 if (asked := left[0].ask()) is None:
                     del left[0]
                     continue
                 self._start(_Trial(left[0], asked), engine)
             for future in engine.wait(self.under_way) if self.under_way else ():
-                self._go_on(self.under_way.pop(future), outcome_of(future), engine)
+                self.runs = {key: other for key, other in self.runs.items() if other != future}
+                for trial in self.under_way.pop(future):
+                    self._go_on(trial, outcome_of(future), engine)
 
     def _start(self, trial: _Trial, engine: Engine) -> None:
         """Start the next seed of a trial, if its result is not there."""
@@ -208,8 +218,11 @@ class _Sweep:
         runs.create()
         if (finished := runs.load(run.key)) is not None:
             self._go_on(trial, finished, engine)
+        elif run.key in self.runs:
+            self.under_way[self.runs[run.key]].append(trial)
         else:
-            self.under_way[engine.submit(run.key, run, runs.folder, self.keeps)] = trial
+            future = engine.submit(run.key, run, runs.folder, self.keeps)
+            self.runs[run.key], self.under_way[future] = future, [trial]
 
     def _go_on(self, trial: _Trial, outcome: RunResult | BaseException, engine: Engine) -> None:
         """Note what a seed has given: the trial goes on, or is finished."""
@@ -282,10 +295,16 @@ def _sweep(at_work: _Sweep) -> list[Front]:
 
 def _finished(at_work: _Sweep, folder: SweepFolder, studies: Sequence[MethodStudy]) -> list[Front]:
     """Score what was chosen on the test data, and write what the sweep has found."""
-    from avalanche_mgem.experiment.sweep_results import chosen_fronts, present, with_tests
+    from avalanche_mgem.experiment.sweep_results import (
+        chosen_fronts,
+        present,
+        with_tests,
+        write_choice,
+    )
 
     plan, console = at_work.plan, at_work.console
     fronts = chosen_fronts(plan, studies)
+    write_choice(fronts, plan, studies, at_work.store.folder)
     seeds = [len(plan.seeds) + seed for seed in plan.seeds]
     with folder.locked("testing"):  # several processes may come to the end
         results = compare(

@@ -98,10 +98,11 @@ def run_in_workers(
 
 @dataclass(frozen=True)
 class Keeps:
-    """What a run leaves besides its result: checkpoints while it runs, and logs."""
+    """What a run leaves besides its result: checkpoints, logs, scores on the test data."""
 
     checkpoints: bool = True
     logs: bool = True
+    tests: bool = True
 
 
 Submit = Callable[[str, RunSpecification, Path, Keeps], "Future[RunResult]"]
@@ -221,6 +222,7 @@ def run_and_save(
             tensorboard=store.tensorboard(key) if keeps.logs else None,
             metrics_csv=store.metrics_csv(key) if keeps.logs else None,
             checkpoint=store.checkpoint(key) if keeps.checkpoints else None,
+            tests=keeps.tests,
             progress=lambda done: report(key, done),
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +86,7 @@ class Combination:
     def __call__(self, *, plugins: Any = (), **arguments: Any) -> Any:
         """Return a strategy; further plugins come after those of the parts."""
         made = []
+        arguments = {**self.implied(arguments), **arguments}
         for part in self.parts:
             with self.named(part):
                 made.append(part.plugin(**self._settings_of(part, arguments)))
@@ -124,6 +125,14 @@ class Combination:
             if part.check is not None:
                 with self.named(part):
                     part.check(self._settings_of(part, settings), n_experiences)
+
+    def implied(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what follows from settings: mGEM restricts updates where a hybrid scales them."""
+        hybrids = [part for part in self.parts if _is(part, known.HYBRID_PLUGIN)]
+        own = self._settings_of(hybrids[0], settings) if hybrids else {}
+        scales = own.get("mode") == "decay" or any(own.get(name) for name in _SCALING)
+        restricts = any(_is(part, known.MGEM_PLUGIN) for part in self.parts)
+        return {"restrict": "update"} if scales and restricts else {}
 
     def description(self) -> list[Any]:
         """Return the plugins as JSON values."""
@@ -178,7 +187,8 @@ def combined(name: str, methods: Sequence[Method]) -> Method:
         for part, method in owned.values()
         for own, dimension in method.space.items()
     }
-    settings = {**settings, **_less_masked(parts), **_scaled_steps(owned.values())}
+    settings = {**settings, **_less_masked(parts)}
+    settings |= strategy.implied(settings)
     return Method(name, strategy, settings, description, strategy.check, space=space)
 
 
@@ -236,16 +246,3 @@ def _less_masked(parts: Sequence[Part]) -> Mapping[str, float]:
         return {}
     beside = [share for kind, share in _MASKED_BESIDE if any(_is(part, kind) for part in parts)]
     return {"mask_fraction": beside[0]} if beside else {}
-
-
-def _scaled_steps(owned: Iterable[tuple[Part, Method]]) -> Mapping[str, str]:
-    """MGEM restricts updates where a hybrid scales them."""
-    by_kind = {
-        kind: method.settings
-        for part, method in owned
-        for kind in (known.HYBRID_PLUGIN, known.MGEM_PLUGIN)
-        if _is(part, kind)
-    }
-    hybrid = by_kind.get(known.HYBRID_PLUGIN, {})
-    scales = hybrid.get("mode") == "decay" or any(hybrid.get(name) for name in _SCALING)
-    return {"restrict": "update"} if scales and known.MGEM_PLUGIN in by_kind else {}

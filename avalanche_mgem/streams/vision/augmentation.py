@@ -1,4 +1,4 @@
-"""Training images cropped and flipped at random; memories and evaluations have them as they are."""
+"""Training images cropped and flipped at random; evaluations have them as they are."""
 
 from __future__ import annotations
 
