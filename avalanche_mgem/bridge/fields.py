@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,6 +99,8 @@ def plain(batch: Batch) -> Batch:
     """
     if isinstance(batch, Tensor):
         return own_storage(batch)
+    if isinstance(batch, np.ndarray) and batch.dtype.kind in "biuf":
+        return torch.from_numpy(batch.copy())
     if isinstance(batch, Mapping):
         return {str(name): plain(field) for name, field in batch.items()}
     if isinstance(batch, list | tuple):

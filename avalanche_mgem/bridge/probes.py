@@ -97,6 +97,8 @@ class GradientProbe:
             if heads is not None:
                 drawn = list(drawn)  # they pass the model twice
                 fitted = fitted_head(strategy, [batch for batch, _ in drawn], heads)
+                if len(fitted.classes) < 2:  # nothing to tell apart: its gradient would be zero
+                    return {}
                 loss = partial(loss_behind, head=fitted, heads=heads)
             for batch, own in drawn:
                 write_batch_gradient(strategy, batch, parameters, row, loss=loss)

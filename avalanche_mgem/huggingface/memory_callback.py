@@ -285,7 +285,7 @@ class MGEMCallback(RestrictsByMemory, TrainerCallback, ExportableState):
 
 def _check(args: Any, trainer: Any) -> None:
     require_whole_gradients(args, "MGEMCallback", "have gradients of their own")
-    if args.fp16:
+    if args.fp16 or trainer.accelerator.mixed_precision == "fp16":  # accelerate launch sets it too
         raise ValueError(
             "fp16=True: the memory's gradients would be those of a loss that nothing scales, and "
             "become zero where they are small; use bf16=True"

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avalanche_mgem.huggingface.collating import OwnLoader
+
 
 class TrainerStrategy:
     """What the modules of `avalanche_mgem.bridge` read of a strategy, of a Trainer.
@@ -32,7 +34,7 @@ class TrainerStrategy:
     def __init__(self, trainer: Any, optimizer: Any, loader: Any, task: int) -> None:
         self._trainer = trainer
         self.optimizer = optimizer
-        self.dataloader = loader
+        self.dataloader = OwnLoader(loader)
         self.experience = SimpleNamespace(dataset=loader.dataset, current_experience=task)
         self.clock = SimpleNamespace(train_exp_counter=task, train_exp_iterations=0)
         self.model: nn.Module = trainer.model_wrapped
@@ -64,18 +66,21 @@ class TrainerStrategy:
         items = None if trainer.compute_loss_func is None else self._items(self.mbatch)
         with trainer.compute_loss_context_manager():
             # A copy: labels are taken out of what it is given.
-            return trainer.compute_loss(self.model, dict(self.mbatch), num_items_in_batch=items)
+            batch = dict(self.mbatch) if isinstance(self.mbatch, Mapping) else self.mbatch
+            return trainer.compute_loss(self.model, batch, num_items_in_batch=items)
 
     def criterion(self) -> Tensor:
         """Return the loss that `forward` has found."""
         loss: Tensor = self.mb_output
         return loss
 
-    def _items(self, batch: Mapping[str, Any]) -> Tensor | None:
+    def _items(self, batch: Any) -> Tensor | None:
         """How many items a loss function of the user's own is to divide by: those of the batch.
 
         What the Trainer multiplies the loss by, to undo a count over all processes, is in it.
         """
+        if not isinstance(batch, Mapping):
+            return None
         labels = batch.get("shift_labels", batch.get("labels"))
         if not isinstance(labels, Tensor):
             return None

@@ -25,7 +25,9 @@ from trainer_runs import (
 from transformers import Trainer, TrainerCallback
 
 from avalanche_mgem import MGEMPlugin
+from avalanche_mgem.bridge.fields import plain
 from avalanche_mgem.huggingface import MGEMCallback, MIGUCallback, with_dict_batches
+from avalanche_mgem.huggingface.calling import calling_trainer
 from avalanche_mgem.model.partition import make_partition
 from avalanche_mgem.restriction import ConstantSchedule, PolyakStrength
 
@@ -140,6 +142,51 @@ def test_without_exemplars_it_is_the_plain_trainer_to_the_bit(tmp_path, restrict
         states.append(random_states())
     assert same(*ends)
     assert states[0] == states[1]
+
+
+class Shaken:
+    """A collate function with random numbers of its own, which it makes in its first call."""
+
+    def __init__(self):
+        self.generator = None
+
+    def __call__(self, samples):
+        if self.generator is None:
+            self.generator = torch.Generator().manual_seed(0)
+        batch = transformers.default_data_collator(samples)
+        shift = torch.randint(0, 2, batch["input_ids"].shape, generator=self.generator)
+        return {**batch, "input_ids": (batch["input_ids"] - shift).clamp(min=1)}
+
+
+def test_a_collate_functions_own_random_numbers_stay_as_they_are(tmp_path):
+    ends = []
+    for callbacks in ([], [MGEMCallback(5, seed=0)]):
+        model = make_model()
+        trainer = train(tmp_path, model, make_task(), *callbacks, collate=Shaken())
+        ends.append((vector(model), trainer.data_collator.generator.get_state()))
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert torch.equal(ends[0][1], ends[1][1])
+
+
+class Pairs(Trainer):
+    """Its batches are tuples."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        x, y = inputs
+        loss = cross_entropy(model(input_ids=x).logits, y)
+        return (loss, None) if return_outputs else loss
+
+
+def test_batches_that_are_tuples_and_fields_of_numpy_are_kept(tmp_path):
+    def pairs(samples):
+        batch = transformers.default_data_collator(samples)
+        return batch["input_ids"], batch["labels"]
+
+    model, mgem = make_model(), MGEMCallback(4, 0.0, seed=0)
+    for task in (make_task(), make_task()):
+        train(tmp_path, model, task, mgem, trainer=Pairs, collate=pairs)
+    assert mgem.last_projection.dots.isfinite().all()
+    assert torch.equal(plain({"a": np.arange(3)})["a"], torch.arange(3))
 
 
 def test_rows_and_memory_draw_from_no_global_random_state(tmp_path):
@@ -362,6 +409,14 @@ class Half(TrainerCallback):
         args.fp16 = True
 
 
+class Launched(TrainerCallback):
+    """Stands for fp16 by `accelerate launch`, which the Trainer's arguments do not say."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        accelerator = calling_trainer(self).accelerator
+        accelerator.state._mixed_precision = "fp16"
+
+
 class Stream(torch.utils.data.IterableDataset):
     """Has no positions."""
 
@@ -376,8 +431,9 @@ def test_what_it_cannot_restrict_is_refused_before_training(tmp_path):
         MGEMCallback(0)
     with pytest.raises(ValueError, match="an iterable data set has none"):
         train(tmp_path, make_model(), Stream(), MGEMCallback(2))
-    with pytest.raises(ValueError, match="use bf16=True"):
-        train(tmp_path, make_model(), make_task(), Half(), MGEMCallback(2))
+    for half in (Half(), Launched()):
+        with pytest.raises(ValueError, match="use bf16=True"):
+            train(tmp_path, make_model(), make_task(), half, MGEMCallback(2))
     with pytest.raises(ValueError, match="does not go together with MIGUCallback"):
         train(tmp_path, make_model(), make_task(), MGEMCallback(2), MIGUCallback())
     with pytest.raises(ValueError, match=r"label_smoothing=0\.1 it cannot"):

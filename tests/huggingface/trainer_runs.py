@@ -54,7 +54,7 @@ def make_task(seed=0, size=16, length=7):
     ]
 
 
-def train(folder, model, task, *callbacks, trainer=Trainer, resume=None, **settings):
+def train(folder, model, task, *callbacks, trainer=Trainer, collate=None, resume=None, **settings):
     settings = {"max_steps": 4, "save_strategy": "no", "learning_rate": 0.01, **settings}
     settings.setdefault("weight_decay", 0.1)
     settings.setdefault("per_device_train_batch_size", 4)
@@ -68,7 +68,12 @@ def train(folder, model, task, *callbacks, trainer=Trainer, resume=None, **setti
         **settings,
     )
     made = trainer(
-        model=model, args=arguments, train_dataset=task, eval_dataset=task, callbacks=[*callbacks]
+        model=model,
+        args=arguments,
+        data_collator=collate,
+        train_dataset=task,
+        eval_dataset=task,
+        callbacks=[*callbacks],
     )
     made.train(resume_from_checkpoint=resume)
     return made

@@ -19,6 +19,7 @@ from tiny import (
     make_model,
     make_strategy,
     parameter_vector,
+    tiny_data,
     train,
 )
 from torch import nn
@@ -28,6 +29,7 @@ from torch.optim import AdamW
 from avalanche_mgem import HybridMagnitudePlugin
 from avalanche_mgem.restriction.ridge_head import fit_ridge_head
 from avalanche_mgem.restriction.similarity import cosine
+from avalanche_mgem.streams import split_stream
 
 
 class Listed(nn.Module):
@@ -76,6 +78,14 @@ def behind_of(model, stream, plugins=(), **arguments):
 def test_auto_fits_a_head_where_tasks_have_new_ones(model, stream, expected):
     torch.manual_seed(7)
     assert behind_of(model(), stream().train_stream) == expected
+
+
+def test_with_one_class_a_task_nothing_is_compared_and_everything_trains():
+    stream = split_stream(tiny_data(), n_experiences=6, seed=0)  # a class each
+    plugin = HybridMagnitudePlugin(low=1, seed=0)
+    train(make_strategy(make_model("growing head"), [plugin]), stream.train_stream)
+    decision = plugin.last_decision
+    assert (decision.similarity, decision.trained) == (None, decision.modules)
 
 
 def test_each_can_be_asked_for():
