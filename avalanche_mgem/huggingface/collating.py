@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 Collate = Callable[[Any], Any]
 
@@ -37,16 +38,30 @@ class UnmovedCollate:
 
 @contextmanager
 def _unmoved(collate: Collate) -> Iterator[None]:
-    own: dict[str, Any] = getattr(collate, "__dict__", {})
-    states = {name: _state(value) for name, value in own.items()}
+    states = [
+        (own, name, _state(value))
+        for own in _attributes(collate, set())
+        for name, value in own.items()
+    ]
     try:
         yield
     finally:
-        for name, state in states.items():
+        for own, name, state in states:
             if state is not None:
                 _restore(own[name], state)
-            elif own.get(name) is not None and _state(own[name]) is not None:
+            elif _state(own.get(name)) is not None:
                 own[name] = None  # made in this call
+
+
+def _attributes(collate: Any, seen: set[int]) -> Iterator[dict[str, Any]]:
+    """The attributes of a function, and of those that it calls, as the Trainer's own calls ours."""
+    own = getattr(collate, "__dict__", None)
+    known = id(collate) in seen or isinstance(collate, type | nn.Module)
+    if isinstance(own, dict) and not known:
+        seen.add(id(collate))
+        yield own
+        for value in filter(callable, [*own.values()]):
+            yield from _attributes(value, seen)
 
 
 def _state(value: Any) -> Any:
