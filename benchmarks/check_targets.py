@@ -2,6 +2,9 @@
 
     python benchmarks/check_targets.py benchmarks/results/mgem-permuted-mnist/results.csv
 
+A stream's targets are all wanted at once: give every file that has some of them, such as those of
+workbench-split-mnist and strength-split-mnist together.
+
 A figure that is suddenly much better is as much a sign of a mistake as one that is worse.
 """
 
