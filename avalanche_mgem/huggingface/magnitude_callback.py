@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from avalanche_mgem.bridge.magnitude import (
     probed_names,
     why_not_finite,
 )
+from avalanche_mgem.bridge.probe_head import ProbeHead
 from avalanche_mgem.bridge.trial import require_positions, try_probe
 from avalanche_mgem.huggingface.calling import (
     calling_trainer,
@@ -124,7 +125,7 @@ class HybridMagnitudeCallback(KeepsArguments, ChoosesMagnitude, TrainerCallback,
         modules: Modules = None,
         heads: Heads = None,
         metric: Metric = "cosine",
-        probe_head: Literal["own", "auto"] = "auto",
+        probe_head: ProbeHead = "auto",
         probe_batches: int = 8,
         magnitude_decay: float | None = None,
         low_magnitude: float = 0.0,
@@ -132,12 +133,13 @@ class HybridMagnitudeCallback(KeepsArguments, ChoosesMagnitude, TrainerCallback,
         seed: int | None = None,
     ) -> None:
         require_hook_before_step(_NAME)
-        if isinstance(probe_head, str) and probe_head == "ridge":
+        one_of("probe_head", probe_head, ("own", "ridge", "auto"))
+        if probe_head == "ridge":
             raise ValueError(
                 "probe_head='ridge' fits a head to classes, and a Trainer's loss need not have "
                 "any: take 'own'; HybridMagnitudePlugin has it for strategies of Avalanche"
             )
-        self.probe_head = one_of("probe_head", probe_head, ("own", "auto"))
+        self.probe_head = probe_head
         chosen: dict[str, Any] = {
             "threshold": threshold,
             "low": low,

@@ -409,6 +409,7 @@ def test_mgem_beside_it_restricts_the_scaled_step(tmp_path, arguments):
     assert all(product >= -1e-5 * size - 1e-6 for product, size in steps)
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 def test_what_cannot_be_is_refused_before_training(tmp_path):
     def fails(magnitude, match, *before, model=None, task=None, **settings):
         with pytest.raises(ValueError, match=match):
