@@ -1,4 +1,4 @@
-"""MIGUCallback, MGEMCallback and HybridMagnitudeCallback in two processes of transformers' Trainer, by gloo on a CPU."""
+"""The three callbacks in two processes of transformers' Trainer, by gloo on a CPU."""
 
 import pytest
 from processes import results_of
