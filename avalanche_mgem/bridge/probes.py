@@ -46,6 +46,14 @@ class GradientProbe:
         self.batches = positive_int("probe_batches", batches)
         self._random = RandomStream(seed)
 
+    def state(self) -> dict[str, Any]:
+        """Return where the random numbers stand, of Python's own types and tensors."""
+        return self._random.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Let the random numbers stand where those of a `state` stood."""
+        self._random.restore(state)
+
     def gradient(
         self,
         strategy: Strategy,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from avalanche_mgem.huggingface.loading import load_pretrained, load_tokenizer
     from avalanche_mgem.huggingface.lora import IncLoRAPlugin, LoRAPlugin, OLoRAPlugin
     from avalanche_mgem.huggingface.losses import TokenLogits, TokenLoss
+    from avalanche_mgem.huggingface.magnitude_callback import HybridMagnitudeCallback
     from avalanche_mgem.huggingface.masked import MaskedLanguageModel, masked_language_model
     from avalanche_mgem.huggingface.memory_callback import MGEMCallback
     from avalanche_mgem.huggingface.orthogonality import (
@@ -48,6 +49,7 @@ __all__ = [
     "CausalAnswers",
     "DictBatches",
     "HuggingFaceStrategy",
+    "HybridMagnitudeCallback",
     "IncLoRAPlugin",
     "KeywordModel",
     "LoRAPlugin",
@@ -95,6 +97,7 @@ _find, __dir__ = public_names(
         "avalanche_mgem.huggingface.loading": ("load_pretrained", "load_tokenizer"),
         "avalanche_mgem.huggingface.lora": ("IncLoRAPlugin", "LoRAPlugin", "OLoRAPlugin"),
         "avalanche_mgem.huggingface.losses": ("TokenLogits", "TokenLoss"),
+        "avalanche_mgem.huggingface.magnitude_callback": ("HybridMagnitudeCallback",),
         "avalanche_mgem.huggingface.masked": ("MaskedLanguageModel", "masked_language_model"),
         "avalanche_mgem.huggingface.memory_callback": ("MGEMCallback",),
         "avalanche_mgem.huggingface.orthogonality": (
@@ -117,7 +120,7 @@ _find, __dir__ = public_names(
 
 
 def __getattr__(name: str) -> object:
-    if name in ("MGEMCallback", "MIGUCallback"):
+    if name in ("HybridMagnitudeCallback", "MGEMCallback", "MIGUCallback"):
         # A class of transformers' is underneath.
         for package in ("transformers", "accelerate"):
             require(package)

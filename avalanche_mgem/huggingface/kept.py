@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from avalanche_mgem.arguments import as_path
+
 _FAST = 1  # of zlib's levels: token ids shrink to a tenth at any
 
 
@@ -70,3 +72,44 @@ def attributes_in(checkpoint: Path, name: str) -> dict[str, Any]:
     found = callbacks[name]
     attributes: dict[str, Any] = (found[0] if isinstance(found, list) else found)["attributes"]
     return attributes
+
+
+class KeepsArguments:
+    """What a Trainer's checkpoint keeps of a callback: its arguments, and attributes of it."""
+
+    _arguments: dict[str, Any]  # as they were given
+
+    def _kept_state(self, **attributes: object) -> dict[str, Any]:
+        """Return what transformers wants of `state`."""
+        arguments, objects = keepable(self._arguments)
+        return {"args": arguments, "attributes": {**attributes, "objects": objects}}
+
+    @property
+    def objects(self) -> list[str]:
+        """The arguments that a checkpoint cannot keep, because they are objects."""
+        return keepable(self._arguments)[1]
+
+    @objects.setter
+    def objects(self, names: list[str]) -> None:
+        if names:
+            raise ValueError(
+                f"{', '.join(names)}: the checkpoint was made by a callback whose arguments of "
+                "this name are objects, which no checkpoint of a Trainer keeps: leave "
+                "restore_callback_states_from_checkpoint out, make the callback as it was, and "
+                "call its load(checkpoint) before train()"
+            )
+
+    def load(self, checkpoint: str) -> None:
+        """Take up what a Trainer's checkpoint keeps, before `train()` resumes from it.
+
+        Args:
+            checkpoint: the folder, "checkpoint-500" and the like.
+
+        Raises:
+            FileNotFoundError: the folder has no state of a Trainer.
+            ValueError: nothing is kept there of such a callback.
+        """
+        kept = attributes_in(as_path("checkpoint", checkpoint), type(self).__name__)
+        for name, value in kept.items():
+            if name != "objects":
+                setattr(self, name, value)

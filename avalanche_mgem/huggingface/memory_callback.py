@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from avalanche_mgem.arguments import as_path, positive_int
+from avalanche_mgem.arguments import positive_int
 from avalanche_mgem.bridge.generalization import GeneralizationProbe
 from avalanche_mgem.bridge.memory import EpisodicMemory
 from avalanche_mgem.bridge.restricting import RestrictsByMemory, seeds_of
@@ -21,7 +21,7 @@ from avalanche_mgem.huggingface.calling import (
     require_hook_before_step,
     require_whole_gradients,
 )
-from avalanche_mgem.huggingface.kept import attributes_in, from_text, keepable, to_text
+from avalanche_mgem.huggingface.kept import KeepsArguments, from_text, to_text
 from avalanche_mgem.huggingface.standing import TrainerStrategy
 from avalanche_mgem.model.distributed import require_whole_parameters, unwrapped
 from avalanche_mgem.model.gate_shown import ShowsGate
@@ -30,7 +30,7 @@ from avalanche_mgem.restriction import DualSolver, PolyakStrength, Schedule
 from avalanche_mgem.restriction.rounds import Ridge
 
 
-class MGEMCallback(RestrictsByMemory, TrainerCallback, ExportableState):
+class MGEMCallback(KeepsArguments, RestrictsByMemory, TrainerCallback, ExportableState):
     """Restrict every update so that it does no harm to the memory of past tasks.
 
     Example::
@@ -173,10 +173,7 @@ class MGEMCallback(RestrictsByMemory, TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """Return what a Trainer's checkpoint keeps of the callback."""
-        arguments, objects = keepable(self._arguments)
-        attributes = {"tasks": self.tasks, "steps": self.steps, "kept": self.kept}
-        attributes["objects"] = objects
-        return {"args": arguments, "attributes": attributes}
+        return self._kept_state(tasks=self.tasks, steps=self.steps, kept=self.kept)
 
     @property
     def kept(self) -> str:
@@ -191,34 +188,6 @@ class MGEMCallback(RestrictsByMemory, TrainerCallback, ExportableState):
         self.memory.restore(from_text(memory))
         self._rows.restore(from_text(rows))
         self._packed = None
-
-    @property
-    def objects(self) -> list[str]:
-        """The arguments that a checkpoint cannot keep, because they are objects."""
-        return keepable(self._arguments)[1]
-
-    @objects.setter
-    def objects(self, names: list[str]) -> None:
-        if names:
-            raise ValueError(
-                f"{', '.join(names)}: the checkpoint was made by a callback whose arguments of "
-                "this name are objects, which no checkpoint of a Trainer keeps: leave "
-                "restore_callback_states_from_checkpoint out, make the callback as it was, and "
-                "call its load(checkpoint) before train()"
-            )
-
-    def load(self, checkpoint: str) -> None:
-        """Take up the memory that a Trainer's checkpoint keeps, before `train()` resumes from it.
-
-        Args:
-            checkpoint: the folder, "checkpoint-500" and the like.
-
-        Raises:
-            FileNotFoundError: the folder has no state of a Trainer.
-            ValueError: nothing is kept there of such a callback.
-        """
-        kept = attributes_in(as_path("checkpoint", checkpoint), type(self).__name__)
-        self.tasks, self.steps, self.kept = kept["tasks"], kept["steps"], kept["kept"]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check that the arguments fit the model, the data set and the Trainer."""

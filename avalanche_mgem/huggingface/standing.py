@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,11 +52,28 @@ class TrainerStrategy:
         device: torch.device = self._trainer.args.device
         return device
 
+    @property
+    def train_mb_size(self) -> int:
+        """How many samples a process sees in a training batch."""
+        size: int = self._trainer.state.train_batch_size
+        return size
+
     def train_mode(self) -> None:
         """Let model and optimiser be as in a training step; the Trainer does it later."""
         self.model.train()
         if callable(begin := getattr(self.optimizer, "train", None)):
             begin()  # of a schedule-free one: its parameters between evaluations are others
+
+    @contextmanager
+    def in_train_mode(self) -> Iterator[None]:
+        """Let the model's modules be in training mode, and put their modes back on the way out."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.train()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
     def _unpack_minibatch(self) -> None:
         self.mbatch = self._trainer._prepare_inputs(self.mbatch)

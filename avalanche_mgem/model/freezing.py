@@ -77,6 +77,11 @@ class Freezer:
         named = dict(model.named_parameters()) if self._parameters else {}
         return [named[name] for name in self._parameters if name in named]
 
+    @property
+    def has_statistics(self) -> bool:
+        """Whether running statistics are frozen."""
+        return bool(self._statistics)
+
     def keep(self, model: nn.Module) -> None:
         """Freeze again what a call of model.train() has set free, and undo what moved by it."""
         for name, values in self._statistics.items():

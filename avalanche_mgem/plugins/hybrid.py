@@ -6,59 +6,53 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
-import numpy as np
-import torch
 from avalanche.training.plugins import SupervisedPlugin
-from torch import Tensor, nn
+from torch import Tensor
 
-from avalanche_mgem.arguments import finite, one_of, positive_int
+from avalanche_mgem.arguments import one_of, positive_int
 from avalanche_mgem.bridge.beside import refuse_before_scaling, refuse_beside_cwr
 from avalanche_mgem.bridge.boundaries import Boundary, task_boundary
 from avalanche_mgem.bridge.changes import watch_minibatch
 from avalanche_mgem.bridge.collation import Collate, collate_of
-from avalanche_mgem.bridge.decisions import (
-    Magnitude,
-    Rule,
-    checked_decay,
-    step_factors,
-    step_magnitude,
-)
+from avalanche_mgem.bridge.decisions import Magnitude
 from avalanche_mgem.bridge.distributed import require_unused
 from avalanche_mgem.bridge.epochs import forget_epoch, when_the_epoch_begins
-from avalanche_mgem.bridge.finite import all_finite
 from avalanche_mgem.bridge.frozen import refuse_beside_frozen
-from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard, place
-from avalanche_mgem.bridge.optimizers import optimizers_of
+from avalanche_mgem.bridge.magnitude import (
+    ChoosesMagnitude,
+    Granularity,
+    Mode,
+    probed_names,
+    why_not_finite,
+)
+from avalanche_mgem.bridge.nonfinite import GuardsSteps, OnNonFinite, StepGuard
 from avalanche_mgem.bridge.paths import forget_steps, show_gradients
 from avalanche_mgem.bridge.probe_head import Chosen, ProbeHead, choose_head
-from avalanche_mgem.bridge.probes import GradientProbe
 from avalanche_mgem.bridge.samples import require_samples
 from avalanche_mgem.bridge.shaped_step import ShapedStep
 from avalanche_mgem.bridge.strategy import Strategy
 from avalanche_mgem.bridge.trained_heads import TrainedHeads, require_head_epochs
 from avalanche_mgem.bridge.trial import require_positions, try_probe
-from avalanche_mgem.model.blocks import Blocks, Modules, find_blocks, own_modules
+from avalanche_mgem.model.blocks import Blocks, Modules
 from avalanche_mgem.model.distributed import (
     first_of_all,
     require_whole_parameters,
     unwrapped,
 )
-from avalanche_mgem.model.freezing import Freezer, ModelReference
-from avalanche_mgem.model.heads import Heads, HeadWatch, own_heads
+from avalanche_mgem.model.freezing import ModelReference
+from avalanche_mgem.model.heads import Heads
 from avalanche_mgem.model.layers import find_heads, gateable_layers
 from avalanche_mgem.model.lazy import uninitialized
-from avalanche_mgem.restriction.similarity import Decision, Metric, Schedule, check_metric
+from avalanche_mgem.restriction.similarity import Metric, Schedule
 
 _LOG = logging.getLogger(__name__)
 
-Mode = Literal["adaptive", "frozen", "initialized", "decay"]
-Granularity = Literal["model", "module"]
 Reference = Literal["end", "start"]
 
 _PROBE_HEADS = ("own", "ridge", "auto")
 
 
-class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
+class HybridMagnitudePlugin(ChoosesMagnitude, GuardsSteps, SupervisedPlugin):
     """Train few modules on a task that is like the last one, and more on one that is not.
 
     At the start of each task after the first, s = metric(g_t, g_{t-1}), g being the gradient of the
@@ -201,40 +195,31 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         seed: int | None = None,
         on_nonfinite: OnNonFinite = "raise",
     ) -> None:
-        super().__init__()
+        super().__init__(
+            mode,
+            threshold=threshold,
+            low=low,
+            high=high,
+            schedule=schedule,
+            granularity=granularity,
+            modules=modules,
+            heads=heads,
+            metric=metric,
+            probe_batches=probe_batches,
+            magnitude_decay=magnitude_decay,
+            low_magnitude=low_magnitude,
+            magnitude=magnitude,
+            seed=seed,
+        )
         self.supports_distributed = True
         self._guard = StepGuard(on_nonfinite)
         self.skipped_probes = 0
-        self.mode = one_of("mode", mode, ("adaptive", "frozen", "initialized", "decay"))
-        self.threshold = finite("threshold", threshold)
-        self.low = positive_int("low", low, minimum=0)
-        self.high = None if high is None else positive_int("high", high)
-        self.schedule = cast(Schedule, one_of("schedule", schedule, ("hard", "graded")))
-        self.granularity = one_of("granularity", granularity, ("model", "module"))
-        self.modules = own_modules(modules)
-        self.heads = own_heads(heads)
-        check_metric(metric)
-        self.metric: Metric = metric
-        self._rule()  # what does not go together is told now
         self.reference = one_of("reference", reference, ("end", "start"))
         self.probe_head = cast(ProbeHead, one_of("probe_head", probe_head, _PROBE_HEADS))
-        self.magnitude_decay, self.low_magnitude = checked_decay(
-            mode, magnitude_decay, low_magnitude, magnitude
-        )
-        self.magnitude = magnitude
         self.head_epochs = positive_int("head_epochs", head_epochs, minimum=0)
         self.decide_every = (
             None if decide_every is None else positive_int("decide_every", decide_every)
         )
-        if seed is not None:
-            positive_int("seed", seed, minimum=0)
-        sequence = np.random.SeedSequence(torch.initial_seed() if seed is None else seed)
-        self._probe = GradientProbe(probe_batches, int(sequence.generate_state(1)[0]))
-        self._freezer = Freezer()
-        self._step = ShapedStep()
-        self._heads_seen = HeadWatch()
-        self._heads_known: tuple[str, ...] | None = None  # by the last task that has ended
-        self._watches = False  # for the next forward pass to show the heads
         self._trained = ModelReference()  # the model that the decisions were about
         self._boundary = Boundary(known=True, starts=True, ends=True)
         self._is_new = False  # whether the experience has not begun to train
@@ -242,21 +227,17 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         self._begin()
 
     def _begin(self) -> None:
-        self.last_decision: Decision | None = None
+        self.last_decision = None
         self._is_first = True  # whether no task has ended
-        self._earlier: dict[str, Tensor] = {}  # g_{t-1}
+        self._earlier = {}
         self._now: dict[str, Tensor] = {}  # g_t, where the next task compares with it
         # The data of a task of which is not known whether it has ended, and its collate function.
         self._open: tuple[Any, Collate | None] | None = None
         self._behind = None
         self._iterations = 0  # since the last decision
         self._ended = 0
-        self._factors: dict[str, float] = {}  # of steps, by parameter, where they are not one
+        self._factors = {}
         self._trained_heads = TrainedHeads()
-
-    @property
-    def _trains_all(self) -> bool:
-        return self.mode in ("initialized", "decay")
 
     @property
     def _freezes(self) -> bool:
@@ -264,10 +245,6 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({**_newer_state(), **state})
-
-    def thaw(self, model: nn.Module) -> None:
-        """Put back what an experience has frozen, as its end does."""
-        self._freezer.thaw(model)
 
     def before_training(self, strategy: Strategy, **kwargs: Any) -> None:
         """Thaw what an interrupted training left frozen; begin anew in a new strategy."""
@@ -358,11 +335,9 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         """Skip a step that is not finite; hold what is frozen where the optimiser may move it."""
         self._guard.watch(strategy)
         self._guard.allows(strategy)
-        model = unwrapped(strategy.model)
-        frozen, scaled = self._freezer.frozen(model), self._scaled(model)
-        self._step.begin(optimizers_of(strategy), frozen, scaled)
+        self._begin_step(strategy)
         if self.head_epochs:
-            self._trained_heads.note(model, self._heads_now)
+            self._trained_heads.note(unwrapped(strategy.model), self._heads_now)
 
     def after_update(self, strategy: Strategy, **kwargs: Any) -> None:
         """End the step."""
@@ -456,7 +431,9 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         gradient: dict[str, Tensor] = {}
         if self.mode == "adaptive" and (at_start or self._earlier):
             gradient = self._gradient(strategy, strategy.experience.dataset, blocks)
-        self.last_decision = first_of_all(self._decision(blocks, gradient))
+        is_first = self._is_first if self._boundary.known else self.last_decision is None
+        decision = self._decision(blocks, gradient, self._behind, is_first=is_first)
+        self.last_decision = first_of_all(decision)
         self._factors = self._factors_of(self.last_decision, blocks)
         _LOG.info("hybrid magnitude: %s", self.last_decision)
         if self._boundary.known:
@@ -465,38 +442,6 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
             self._earlier = gradient
             self._ended += 1
         self._iterations = 0
-
-    @property
-    def _scales(self) -> bool:
-        return self.magnitude is not None or self.magnitude_decay > 0.0 or self.low_magnitude > 0.0
-
-    def _factors_of(self, decision: Decision, blocks: Blocks) -> dict[str, float]:
-        """What the steps of parameters are multiplied by, where that is not one."""
-        if not self._scales:
-            return {}
-        task, similarity = self._ended + 1, decision.similarity
-        high = step_magnitude(task, similarity, self.magnitude_decay, self.magnitude)
-        return step_factors(decision, blocks, high, self.low_magnitude)
-
-    def _scaled(self, model: nn.Module) -> list[tuple[nn.Parameter, float]]:
-        """The parameters whose step is to be scaled, each with what by."""
-        if not self._factors:
-            return []
-        named = model.named_parameters()
-        return [(p, self._factors[name]) for name, p in named if name in self._factors]
-
-    def _decision(self, blocks: Blocks, gradient: dict[str, Tensor]) -> Decision:
-        names = blocks.names
-        is_first = self._is_first if self._boundary.known else self.last_decision is None
-        if is_first or self._trains_all:
-            return Decision(None, {}, names, names)
-        if self.mode == "frozen":
-            return Decision(None, {}, names[: self.low], names)
-        return self._rule().decide(blocks, gradient, self._earlier, self._behind)
-
-    def _rule(self) -> Rule:
-        by_module = self.granularity == "module"
-        return Rule(self.metric, self.threshold, self.low, self.high, self.schedule, by_module)
 
     def _epoch_begins(self, strategy: Strategy) -> None:
         if self._waits:
@@ -507,46 +452,22 @@ class HybridMagnitudePlugin(GuardsSteps, SupervisedPlugin):
         self._waits = False
         decision = self.last_decision
         assert decision is not None
-        frozen = set(decision.modules)
-        if not (self._head_is_new and strategy.clock.train_exp_epochs < self.head_epochs):
-            frozen -= {*decision.trained} if self.low_magnitude == 0.0 else frozen
-        if not frozen:
-            return
-        model = unwrapped(strategy.model)
-        blocks = self._blocks(model)
-        for name in blocks.names:
-            if name in frozen:
-                self._freezer.freeze(model, blocks.parameters[name], blocks.statistics[name])
-                forget_steps(strategy, blocks.parameters[name])
-
-    def _blocks(self, model: nn.Module) -> Blocks:
-        blocks = find_blocks(model, self.modules, heads=self.heads, seen_heads=self._heads_known)
-        if self._trains_all:
-            return blocks
-        for argument, value in (("low", self.low), ("high", self.high)):
-            if value is not None and value > len(blocks.names):
-                raise ValueError(
-                    f"{argument}={value} is more than the model has modules, which are "
-                    f"{len(blocks.names)}: {', '.join(blocks.names)}"
-                )
-        if self.low == 0 and not blocks.heads:
-            raise ValueError("low=0 trains the output heads alone, and the model has none to train")
-        return blocks
+        heads_alone = self._head_is_new and strategy.clock.train_exp_epochs < self.head_epochs
+        frozen = set(decision.modules) if heads_alone else self._left_out(decision)
+        if frozen:
+            model = unwrapped(strategy.model)
+            forget_steps(strategy, self._freeze_modules(model, frozen, self._blocks(model)))
 
     def _gradient(
         self, strategy: Strategy, dataset: Any, blocks: Blocks, collate: Collate | None = None
     ) -> dict[str, Tensor]:
-        names = [name for module in blocks.parameters.values() for name in module]
-        heads = self._heads_behind(strategy)
+        names, heads = probed_names(blocks), self._heads_behind(strategy)
         gradient = self._probe.gradient(strategy, dataset, names, collate, heads=heads)
-        if all_finite(gradient.values()):
+        reason = why_not_finite(gradient, strategy)
+        if reason is None:
             return gradient
         if self.on_nonfinite == "raise":
-            bad = next(name for name, value in gradient.items() if not all_finite([value]))
-            raise FloatingPointError(
-                f"the gradient that tasks are compared by holds NaN or Inf in {bad!r}, in "
-                f"{place(strategy)} (on_nonfinite='skip' lets everything train then)"
-            )
+            raise FloatingPointError(f"{reason} (on_nonfinite='skip' lets everything train then)")
         self.skipped_probes += 1
         return {}
 

@@ -1,4 +1,4 @@
-"""MIGU and mGEM under transformers' Trainer in two processes, and in one."""
+"""MIGU, mGEM and hybrid magnitude under transformers' Trainer in two processes, and in one."""
 
 import os
 import tempfile
@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 
-from avalanche_mgem.huggingface import MGEMCallback, MIGUCallback
+from avalanche_mgem.huggingface import HybridMagnitudeCallback, MGEMCallback, MIGUCallback
 from avalanche_mgem.model.distributed import n_processes, values_of_all
 
 WHOLE_BATCH = 8
@@ -49,7 +49,7 @@ class InOrder(Trainer):
 
 
 def trained(folder, make_callback, *, accumulated=1):
-    """Train two tasks; return the parameters, and the last mask or what the memory holds."""
+    """Train two tasks; return the parameters, and the last mask, the memory or what trains."""
     model, callback = make_model(), make_callback()
     options = TrainingArguments(
         output_dir=folder,
@@ -72,6 +72,8 @@ def trained(folder, make_callback, *, accumulated=1):
         InOrder(model=model, args=options, train_dataset=make_task(), callbacks=[callback]).train()
     if isinstance(callback, MGEMCallback):
         shown = [group.batch["input_ids"].tolist() for group in callback.memory.closed_groups()]
+    elif isinstance(callback, HybridMagnitudeCallback):
+        shown = list(callback.last_decision.trained)
     else:
         shown = {name: mask.tolist() for name, mask in callback.last_mask.items()}
     return nn.utils.parameters_to_vector(model.parameters()).detach(), shown
@@ -85,6 +87,9 @@ CASES = {
     "accumulated": (partial(MIGUCallback, 0.4), {"accumulated": 2}),
     "mgem": (MGEM, {}),
     "mgem, update": (partial(MGEM, memory_groups=2, restrict="update"), {}),
+    "frozen": (partial(HybridMagnitudeCallback, "frozen"), {"accumulated": 2}),
+    "decay": (partial(HybridMagnitudeCallback, "decay"), {}),
+    "adaptive": (partial(HybridMagnitudeCallback, probe_batches=4, seed=0), {}),
     "mgem, auto": (partial(MGEMCallback, 8, "auto", seed=0), {"accumulated": 2}),
 }
 

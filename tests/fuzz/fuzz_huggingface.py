@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Naive, Replay
-from fuzz_plugins import ANY_HEADS, MGEM, MIGU
+from fuzz_plugins import ANY_HEADS, HYBRID, MGEM, MIGU
 from fuzz_pure import (
     ANY_STRING,
     FLAG,
@@ -27,6 +27,7 @@ from transformers import BertConfig, BertModel
 
 import avalanche_mgem.huggingface as hf
 from avalanche_mgem.huggingface.callback import MIGUCallback
+from avalanche_mgem.huggingface.magnitude_callback import HybridMagnitudeCallback
 from avalanche_mgem.huggingface.memory_callback import MGEMCallback
 
 
@@ -145,6 +146,17 @@ HUGGINGFACE = {
     "MIGUCallback": Target(
         MIGUCallback,
         {k: v for k, v in MIGU.items() if k in signature(MIGUCallback).parameters},
+    ),
+    "HybridMagnitudeCallback": Target(
+        HybridMagnitudeCallback,
+        {
+            **{
+                k: v
+                for k, v in HYBRID.items()
+                if k in signature(HybridMagnitudeCallback).parameters
+            },
+            "probe_head": one_of("own", "auto"),
+        },
     ),
     "MGEMCallback": Target(
         MGEMCallback,
