@@ -199,7 +199,8 @@ def test_messages_of_a_resumed_run(store, caplog):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills copies of a process")
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [2, 20])
 def test_killed_at_random_it_leaves_what_it_would_have_left(kills, tmp_path):
     whole, ends = in_a_process_of_its_own(killed_comparisons, str(tmp_path), kills, kills)
     assert "checkpoints" not in whole["others"]
