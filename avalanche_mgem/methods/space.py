@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -69,7 +69,12 @@ class Choices:
 
     def __post_init__(self) -> None:
         what = "a list of texts, numbers or booleans"
+        if isinstance(self.values, Set):
+            raise ValueError(f"values must be {what}, which has an order, got {self.values!r}")
         values = as_list("values", self.values, (str, int, float), what=what)
+        for value in values:
+            if isinstance(value, float):
+                finite("values", value)
         object.__setattr__(self, "values", tuple(values))
         if not self.values or len({json.dumps(v) for v in self.values}) < len(self.values):
             raise ValueError(f"values must name at least one and none twice, got {self.values!r}")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from avalanche_mgem.arguments import as_list, as_path, flag
 from avalanche_mgem.files import is_unfinished, write_atomically
-from avalanche_mgem.report.html import html_page
 from avalanche_mgem.report.latex import latex_table
 from avalanche_mgem.report.markdown import markdown_table
 from avalanche_mgem.report.paired import paired_markdown, write_paired_csv
@@ -89,9 +88,9 @@ def write_report(
         stream: [each for each in comparisons if each.stream in (stream, validation_name(stream))]
         for stream in streams
     }
-    page = html_page(results, histories) if html else ""
     earlier = _earlier_files(out)
     # What is wrong has been told by now, without waiting for matplotlib.
+    page = _page(results, histories) if html else ""
     from avalanche_mgem.report.tensorboard import event_files, write_hparams, write_images
 
     folders = {stream: out / file_name(stream) if len(streams) > 1 else out for stream in streams}
@@ -118,6 +117,12 @@ def write_report(
         write_hparams(results, out / _TENSORBOARD)
     _write_mark(out, files)
     return [*files, out / _TENSORBOARD] if tensorboard else files
+
+
+def _page(results: Sequence[RunResult], histories: Sequence[History]) -> str:
+    from avalanche_mgem.report.html import html_page
+
+    return html_page(results, histories)
 
 
 def _histories(results: Sequence[RunResult], metrics: Sequence[str | Path] | None) -> list[History]:

@@ -178,7 +178,7 @@ EXPERIMENT = {
     ),
     "Choices": Target(
         experiment.Choices,
-        {"values": kind(("a", "b"), [1, 2.5], (True,), may="")},
+        {"values": kind(("a", "b"), [1, 2.5], (True,), may="[0]|['x']|['']")},
     ),
     "load_spaces": Target(
         experiment.load_spaces, {"path": kind("space.toml")}, called={"path": "space"}
