@@ -9,12 +9,15 @@ import sys
 import uuid
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
+
+if sys.platform != "win32":
+    import fcntl
 
 _SUFFIX = ".tmp"
 
@@ -46,6 +49,22 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def lock(file: IO[Any], *, wait: bool) -> bool:
+    """Lock a file, open for writing, as long as it is open; False: another process has done so.
+
+    On Windows nothing is locked. wait: until the other process ends its lock.
+
+    Raises:
+        OSError: a file system without locks.
+    """
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+    return True
 
 
 def read_toml(name: str, path: Path) -> dict[str, Any]:

@@ -33,13 +33,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from avalanche_mgem.experiment.sweep_plan import WORST, SweepPlan
+from avalanche_mgem.files import lock
 from avalanche_mgem.methods.method import Method
 from avalanche_mgem.methods.space import Dimension, Range
 from avalanche_mgem.results.file_names import file_name
 from avalanche_mgem.results.summary import BEST
-
-if sys.platform != "win32":
-    import fcntl
 
 _WORKER, _AGAIN, _ERROR, _DIVERGED = "worker", "again", "error", "diverged"
 _COUNTED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
@@ -60,8 +58,8 @@ class SweepFolder:
         self._workers = folder / "workers"
         self._workers.mkdir(parents=True, exist_ok=True)
         journal = folder / "studies.journal"
-        lock: Any = _JournalLock(journal) if sys.platform != "win32" else None
-        self.storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+        own: Any = _JournalLock(journal) if sys.platform != "win32" else None
+        self.storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=own))
         self.worker = uuid.uuid4().hex
 
     @contextmanager
@@ -71,7 +69,7 @@ class SweepFolder:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             with path.open("w") as file:
-                _lock(file, wait=True)
+                lock(file, wait=True)
                 yield
         finally:
             path.unlink(missing_ok=True)
@@ -81,7 +79,7 @@ class SweepFolder:
     def locked(self, name: str = "asking") -> Iterator[None]:
         """Keep other processes out of the same block."""
         with (self.folder / f"{name}.lock").open("w") as file:
-            _lock(file, wait=True)
+            lock(file, wait=True)
             yield
 
     def is_at_work(self, worker: str | None) -> bool:
@@ -92,7 +90,7 @@ class SweepFolder:
         try:
             # For writing, because NFS locks no other files.
             with path.open("r+") as file:
-                if not _lock(file, wait=False):
+                if not lock(file, wait=False):
                     return True
         except FileNotFoundError:
             return False
@@ -238,7 +236,7 @@ class _JournalLock:
     def acquire(self) -> bool:
         """Wait for the lock, and cut off half a line."""
         self._file = self._journal.with_suffix(".lock").open("w")
-        _lock(self._file, wait=True)
+        lock(self._file, wait=True)
         with self._journal.open("rb+") as journal:
             content_end = journal.seek(0, os.SEEK_END)
             while content_end and not _ends_a_line(journal, content_end):
@@ -256,16 +254,6 @@ class _JournalLock:
 def _ends_a_line(file: IO[bytes], position: int) -> bool:
     file.seek(position - 1)
     return file.read(1) == b"\n"
-
-
-def _lock(file: IO[Any], *, wait: bool) -> bool:
-    """Lock an open file; False: another process has done so. Without locks, nobody has."""
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            return False
-    return True
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from avalanche_mgem.report.figures.canvas import colour
+from avalanche_mgem.report.figures.heatmaps import mean_matrix
 from avalanche_mgem.results.histories import History
 from avalanche_mgem.results.result import RunResult
 from avalanche_mgem.results.statistics import mean_interval
-from avalanche_mgem.results.summary import by_method, stream_length, without_diverged
-from avalanche_mgem.results.variants import named_settings
+from avalanche_mgem.results.summary import by_method
+from avalanche_mgem.results.variants import own_settings
 
 Chart = dict[str, Any]
 _SHOWN = {"name": "shown", "select": {"type": "point", "fields": ["method"]}, "bind": "legend"}
 _FAINT = {"condition": {"param": "shown", "value": 1}, "value": 0.1}
-_SAID = ("strategy", "stream", "stream.type", "stream.name", "stream.sha256")
 _MOST_SETTINGS = 400  # letters in a tooltip
 
 
@@ -134,8 +134,7 @@ def history_chart(results: Sequence[RunResult], histories: Sequence[History]) ->
 def _cells(results: Sequence[RunResult]) -> list[dict[str, Any]]:
     cells = []
     for method, runs in by_method(results).items():
-        stream_length(method, runs)
-        matrix = np.stack([run.accuracy for run in without_diverged(runs)]).mean(axis=0)
+        matrix = mean_matrix(method, runs)
         cells += [
             {
                 "method": method,
@@ -197,9 +196,7 @@ def _short(value: float) -> float:
 
 
 def _settings(run: RunResult) -> str:
-    named = named_settings(run).items()
-    told = [f"{name}={value}" for name, value in named if name not in _SAID and value is not None]
-    text = ", ".join(told)
+    text = ", ".join(f"{name}={value}" for name, value in own_settings(run).items())
     return text if len(text) <= _MOST_SETTINGS else text[: _MOST_SETTINGS - 3] + "..."
 
 

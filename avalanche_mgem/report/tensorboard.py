@@ -14,10 +14,9 @@ from matplotlib.figure import Figure
 from avalanche_mgem.report.figures.canvas import pixels
 from avalanche_mgem.results.file_names import file_name
 from avalanche_mgem.results.result import RunResult
-from avalanche_mgem.results.variants import named_settings
+from avalanche_mgem.results.variants import own_settings
 
 _METRICS = {"acc": "ACC", "bwt": "BWT", "la": "LA", "fwt": "FWT"}
-_SAID_BY_NAMES = ("strategy", "stream", "stream.type", "stream.name", "stream.sha256")
 
 
 def write_hparams(results: Iterable[RunResult], folder: Path) -> None:
@@ -74,11 +73,7 @@ def write_images(figures: Mapping[str, Figure], folder: Path) -> None:
 
 def hyperparameters(run: RunResult) -> dict[str, str | int | float]:
     """Return method, stream, seed and settings of a run, as TensorBoard takes them."""
-    settings = {
-        name: _plain(value)
-        for name, value in named_settings(run).items()
-        if name not in _SAID_BY_NAMES and value is not None
-    }
+    settings = {name: _plain(value) for name, value in own_settings(run).items()}
     return {**settings, "method": run.method, "stream": run.stream, "seed": run.seed}
 
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from avalanche_mgem.files import is_unfinished, write_atomically
+from avalanche_mgem.files import is_unfinished, lock, write_atomically
 from avalanche_mgem.results.result import RunResult
-
-if sys.platform != "win32":
-    import fcntl
 
 _MARK = "avalanche-mgem.json"
 _LOCK = ".lock"
@@ -158,12 +154,7 @@ class ResultStore:
 
 
 def _lock(file: IO[str]) -> bool:
-    """Lock the file as long as it is open; False: another process has done so."""
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True  # a file system without locks
-    return True
+    try:
+        return lock(file, wait=False)
+    except OSError:
+        return True  # a file system without locks

@@ -12,6 +12,7 @@ from avalanche_mgem.results.result import RunResult
 
 _GROUPS = ("settings", "training", "stream.arguments", "stream")  # what a name is told without
 _UNTOLD = ("seed",)  # every run has its own
+_SAID_BY_NAMES = ("strategy", "stream", "stream.type", "stream.name", "stream.sha256")
 _LONGEST_VALUE = 40
 _NOTHING = object()
 
@@ -45,6 +46,12 @@ def named_settings(run: RunResult) -> dict[str, Any]:
     leaves = {**_method_settings(run)[0], **_stream_settings(run)[0]}
     names = _short_names(list(leaves))
     return {names[path]: value for path, value in leaves.items()}
+
+
+def own_settings(run: RunResult) -> dict[str, Any]:
+    """Return those of `named_settings` that the names of method and stream do not say."""
+    named = named_settings(run).items()
+    return {k: v for k, v in named if k not in _SAID_BY_NAMES and v is not None}
 
 
 _Leaves = Mapping[str, Any]

@@ -44,7 +44,7 @@ def heatmap_figure(results: Sequence[RunResult]) -> Figure:
         ValueError: as `summary.by_method`, or if the runs of a method differ in length.
     """
     groups = by_method(results)
-    matrices = {method: _mean_matrix(method, runs) for method, runs in groups.items()}
+    matrices = {method: mean_matrix(method, runs) for method, runs in groups.items()}
     title = f"Accuracy on every task after every task: {results[0].stream}"
     scale = _scale(matrices)
     if scale is None:
@@ -61,7 +61,12 @@ def heatmap_figure(results: Sequence[RunResult]) -> Figure:
     return figure
 
 
-def _mean_matrix(method: str, runs: Sequence[RunResult]) -> NDArray[np.float64]:
+def mean_matrix(method: str, runs: Sequence[RunResult]) -> NDArray[np.float64]:
+    """Return R of a method, the mean over the seeds that did not diverge.
+
+    Raises:
+        ValueError: the runs differ in length.
+    """
     stream_length(method, runs)
     # Sorted, so that the sum is the same in any order of the runs.
     ordered: NDArray[np.float64] = np.sort(
